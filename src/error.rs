@@ -1,0 +1,293 @@
+//! The one error type of the crate: what went wrong, for whom, and what to do about it.
+//!
+//! A [`Kind`] decides how a caller reacts, a [`Reason`] lets a program tell the cases of one kind
+//! apart, and the message names the field, the offending value and the limit for a person.
+//! This file knows nothing of gRPC; `rpc::convert` turns an [`Error`] into a status.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The result of every fallible function of the crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// How a caller should react to an [`Error`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request is wrong whatever the archive holds. Mend the named field and send it again.
+    InvalidArgument,
+    /// The thing asked for is not stored. Check the id; a retry does not help.
+    NotFound,
+    /// The archive or the place it lives in is not in the state the call needs. The message says
+    /// what to change before trying again.
+    FailedPrecondition,
+    /// A limit was reached. Ask for less, or make room.
+    ResourceExhausted,
+    /// The archive cannot do it now. Retry with a pause, or restart the server if the message says so.
+    Unavailable,
+    /// Stored bytes do not match their checksum or id. Restore the named article from a backup.
+    DataLoss,
+    /// A promise inside pressmark was broken. Report it.
+    Internal,
+}
+
+/// What exactly happened, for programs: upper snake case on the wire, stable across releases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A field of an article breaks its rule.
+    ArticleInvalid,
+    /// The id sent with an article is not the hash of its canonical text.
+    IdMismatch,
+    /// An argument breaks its rule.
+    ArgumentInvalid,
+    /// An id prefix fits several articles.
+    PrefixAmbiguous,
+    /// A page token was cut, changed or made by something else.
+    PageTokenInvalid,
+    /// A page token belongs to another selector or order.
+    PageTokenMismatch,
+    /// A protobuf message cannot be decoded.
+    MessageMalformed,
+    /// A protobuf message is larger than its limit.
+    MessageTooLarge,
+    /// No article has this id, prefix or URL.
+    ArticleNotFound,
+    /// The article was deleted; its tombstone says when and why.
+    ArticleDeleted,
+    /// A page would have to sort more rows than the limit allows.
+    TooManyToSort,
+    /// Another process holds the archive.
+    ArchiveLocked,
+    /// The archive was written by a version of pressmark that this one cannot read.
+    FormatUnsupported,
+    /// The archive cannot be opened because its files are damaged.
+    ArchiveDamaged,
+    /// A log record does not match its checksum or its id.
+    RecordDamaged,
+    /// An index row names a log record that is not there or differs.
+    IndexDamaged,
+    /// A write failed, so the archive accepts no more of them until it is opened again.
+    WritesStopped,
+    /// The storage engine failed to read.
+    StoreFailed,
+    /// The server is stopping.
+    ShuttingDown,
+    /// The server cannot be reached or broke the connection off.
+    ServerUnreachable,
+    /// A file of the caller cannot be read or written.
+    FileFailed,
+    /// A bug.
+    Internal,
+}
+
+impl Reason {
+    /// The name on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ArticleInvalid => "ARTICLE_INVALID",
+            Self::IdMismatch => "ID_MISMATCH",
+            Self::ArgumentInvalid => "ARGUMENT_INVALID",
+            Self::PrefixAmbiguous => "PREFIX_AMBIGUOUS",
+            Self::PageTokenInvalid => "PAGE_TOKEN_INVALID",
+            Self::PageTokenMismatch => "PAGE_TOKEN_MISMATCH",
+            Self::MessageMalformed => "MESSAGE_MALFORMED",
+            Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::ArticleNotFound => "ARTICLE_NOT_FOUND",
+            Self::ArticleDeleted => "ARTICLE_DELETED",
+            Self::TooManyToSort => "TOO_MANY_TO_SORT",
+            Self::ArchiveLocked => "ARCHIVE_LOCKED",
+            Self::FormatUnsupported => "FORMAT_UNSUPPORTED",
+            Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
+            Self::RecordDamaged => "RECORD_DAMAGED",
+            Self::IndexDamaged => "INDEX_DAMAGED",
+            Self::WritesStopped => "WRITES_STOPPED",
+            Self::StoreFailed => "STORE_FAILED",
+            Self::ShuttingDown => "SHUTTING_DOWN",
+            Self::ServerUnreachable => "SERVER_UNREACHABLE",
+            Self::FileFailed => "FILE_FAILED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+
+    /// The kind that every error of this reason has.
+    #[must_use]
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::ArticleInvalid
+            | Self::IdMismatch
+            | Self::ArgumentInvalid
+            | Self::PrefixAmbiguous
+            | Self::PageTokenInvalid
+            | Self::PageTokenMismatch
+            | Self::MessageMalformed => Kind::InvalidArgument,
+            Self::ArticleNotFound | Self::ArticleDeleted => Kind::NotFound,
+            Self::ArchiveLocked | Self::FormatUnsupported | Self::FileFailed => {
+                Kind::FailedPrecondition
+            }
+            Self::MessageTooLarge | Self::TooManyToSort => Kind::ResourceExhausted,
+            Self::WritesStopped
+            | Self::StoreFailed
+            | Self::ShuttingDown
+            | Self::ServerUnreachable => Kind::Unavailable,
+            Self::ArchiveDamaged | Self::RecordDamaged | Self::IndexDamaged => Kind::DataLoss,
+            Self::Internal => Kind::Internal,
+        }
+    }
+}
+
+/// An error with its kind, reason and the facts a caller needs.
+///
+/// Cheap to clone, because one failed group of writes answers every caller in it.
+#[derive(Clone, Debug)]
+pub struct Error {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone, Debug)]
+struct Inner {
+    reason: Reason,
+    field: Option<String>,
+    resource: Option<String>,
+    message: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
+
+impl Error {
+    /// Makes an error; the message is lower case, has no final dot and names value and limit.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                reason,
+                field: None,
+                resource: None,
+                message: message.into(),
+                source: None,
+            }),
+        }
+    }
+
+    /// Makes an error about one field of the caller's input. The message starts with the field's name.
+    #[must_use]
+    pub fn field(reason: Reason, field: impl Into<String>, message: impl fmt::Display) -> Self {
+        let field = field.into();
+        let mut error = Self::new(reason, format!("{field}: {message}"));
+        error.edit().field = Some(field);
+        error
+    }
+
+    /// Names the article, file or archive that the error is about.
+    #[must_use]
+    pub fn with_resource(mut self, resource: impl Into<String>) -> Self {
+        self.edit().resource = Some(resource.into());
+        self
+    }
+
+    /// Keeps the error that caused this one.
+    #[must_use]
+    pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.edit().source = Some(Arc::new(source));
+        self
+    }
+
+    /// Prefixes the field, so that the message of a nested value names the whole path.
+    #[must_use]
+    pub fn within(mut self, parent: &str) -> Self {
+        let inner = self.edit();
+        if let Some(field) = &mut inner.field {
+            let path = format!("{parent}.{field}");
+            inner.message.replace_range(..field.len(), &path);
+            *field = path;
+        }
+        self
+    }
+
+    /// How to react.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.inner.reason.kind()
+    }
+
+    /// What exactly happened.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        self.inner.reason
+    }
+
+    /// The field of the input that is wrong, where there is one.
+    #[must_use]
+    pub fn field_name(&self) -> Option<&str> {
+        self.inner.field.as_deref()
+    }
+
+    /// The article, file or archive concerned, where there is one.
+    #[must_use]
+    pub fn resource(&self) -> Option<&str> {
+        self.inner.resource.as_deref()
+    }
+
+    /// The text for a person, without the chain of causes.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.inner.message
+    }
+
+    fn edit(&mut self) -> &mut Inner {
+        Arc::make_mut(&mut self.inner)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.message)?;
+        if let Some(source) = &self.inner.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.inner.source {
+            Some(source) => Some(&**source),
+            None => None,
+        }
+    }
+}
+
+/// Shortens a value for an error message: enough to recognise it, never a whole article.
+#[must_use]
+pub fn excerpt(value: &str) -> String {
+    const EXCERPT_CHARS_MAX: usize = 60;
+    let mut shown: String = value.chars().take(EXCERPT_CHARS_MAX).collect();
+    if shown.len() < value.len() {
+        shown.push_str("...");
+    }
+    format!("{shown:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nested_field_names_its_whole_path() {
+        let error = Error::field(Reason::ArticleInvalid, "title", "is empty").within("article");
+        assert_eq!(error.field_name(), Some("article.title"));
+        assert_eq!(error.message(), "article.title: is empty");
+    }
+
+    #[test]
+    fn display_prints_the_chain_of_causes() {
+        let cause = std::io::Error::other("disk on fire");
+        let error = Error::new(Reason::StoreFailed, "cannot read").with_source(cause);
+        assert_eq!(error.to_string(), "cannot read: disk on fire");
+    }
+
+    #[test]
+    fn an_excerpt_is_short_and_escaped() {
+        assert_eq!(excerpt("a\nb"), "\"a\\nb\"");
+        assert!(excerpt(&"x".repeat(1000)).len() < 70);
+    }
+}

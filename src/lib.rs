@@ -1,0 +1,3 @@
+//! pressmark.
+pub mod article;
+pub mod error;
