@@ -1,0 +1,269 @@
+//! The archive: one log of articles, its indexes, one writer and any number of readers.
+//!
+//! What is on disk when: [`Archive::put`] and [`Archive::delete`] return after the rows of their
+//! whole group were written in one batch and the disk was told to sync it. From then on a kill of
+//! the process loses nothing, and a power cut loses nothing as long as the disk does what `fsync`
+//! asks of it. What was not acknowledged may be there or not, but never half. [`Guard::close`] adds
+//! nothing to that; it lets the writer finish what is queued and releases the files.
+//!
+//! Readers see articles only once they are durable: the writer publishes the last committed
+//! sequence after the sync, and reads skip what is behind it.
+
+mod commit;
+mod limits;
+mod read;
+mod scan;
+mod selector;
+mod token;
+mod verify;
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub use self::commit::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
+pub use self::limits::Limits;
+pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
+pub use self::scan::{Page, PageBudget, View};
+pub use self::selector::{Order, Query, Selector, SelectorFields};
+pub use self::verify::{Finding, VerifyReport};
+use crate::article::{ContentHash, Timestamp};
+use crate::error::{Error, Reason, Result};
+use crate::key::{Sequence, meta};
+use crate::metrics::Metrics;
+use crate::record::{self, Totals};
+use crate::store::{Batch, Durability, Store};
+
+/// A handle on an open archive. Clones are cheap and all mean the same archive.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store: Arc<dyn Store>,
+    limits: Limits,
+    metrics: Arc<Metrics>,
+    queue: mpsc::Sender<commit::Job>,
+    queue_bytes: Arc<Semaphore>,
+    committed: watch::Receiver<Sequence>,
+}
+
+/// The owner of the writer. Dropping it leaves the writer running until all handles are gone;
+/// closing it ends the archive in good order.
+#[derive(Debug)]
+pub struct Guard {
+    store: Arc<dyn Store>,
+    stop: CancellationToken,
+    writer: JoinHandle<()>,
+}
+
+impl Archive {
+    /// Opens the archive in a store, beginning it if the store is empty, and starts its writer.
+    ///
+    /// # Errors
+    /// `FormatUnsupported` if another version of pressmark wrote it; `IndexDamaged` if its figures
+    /// cannot be read.
+    pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
+        let (next, totals) = match read_figures(&*store).await? {
+            Some(figures) => figures,
+            None => begin(&*store).await?,
+        };
+        let metrics = Arc::new(Metrics::default());
+        let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
+        let (publish, committed) = watch::channel(next - 1);
+        let stop = CancellationToken::new();
+        let writer = commit::Writer::new(
+            Arc::clone(&store),
+            limits,
+            Arc::clone(&metrics),
+            publish,
+            next,
+            totals,
+        );
+        let writer = tokio::spawn(writer.run(jobs, stop.clone()));
+        let guard = Guard {
+            store: Arc::clone(&store),
+            stop,
+            writer,
+        };
+        let queue_bytes = Arc::new(Semaphore::new(limits.queue_bytes_max));
+        let inner = Inner {
+            store,
+            limits,
+            metrics,
+            queue,
+            queue_bytes,
+            committed,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            guard,
+        ))
+    }
+
+    /// Stores one article, and returns when it would survive a power cut.
+    ///
+    /// Cancel safe in this sense: once the article is queued it is stored whether or not somebody
+    /// waits for the answer.
+    ///
+    /// # Errors
+    /// `WritesStopped` after a failed write; `ShuttingDown` after close.
+    pub async fn put(&self, prepared: Prepared) -> Result<Put> {
+        self.enqueue(prepared).await?.result().await
+    }
+
+    /// Queues one article and returns what to wait for. Waits while the queue is full. Articles
+    /// are stored in the order in which they are queued.
+    ///
+    /// # Errors
+    /// `WritesStopped` or `ShuttingDown` if the writer has ended.
+    pub async fn enqueue(&self, prepared: Prepared) -> Result<PendingPut> {
+        let bytes = prepared
+            .stored_bytes()
+            .min(self.inner.limits.queue_bytes_max);
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.inner.queue_bytes)
+            .acquire_many_owned(bytes)
+            .await
+            .map_err(|_| writer_ended())?;
+        let (done, result) = oneshot::channel();
+        let job = commit::Job::Put(Box::new(commit::PutJob {
+            prepared,
+            done,
+            room,
+        }));
+        self.inner
+            .queue
+            .send(job)
+            .await
+            .map_err(|_| writer_ended())?;
+        Ok(PendingPut::new(result))
+    }
+
+    /// Deletes an article: its text goes, a tombstone with the reason stays, and the id cannot be
+    /// stored again. Deleting it again changes nothing and answers with the first tombstone.
+    ///
+    /// # Errors
+    /// `ArticleNotFound`; `ArgumentInvalid` if the reason is not one line of 1 to 1024 bytes;
+    /// `RecordDamaged` if the article cannot be read, `WritesStopped`, `ShuttingDown`.
+    pub async fn delete(&self, id: ContentHash, reason: &str, now: Timestamp) -> Result<Delete> {
+        let limit = self.inner.limits.reason_bytes_max;
+        if !(1..=limit).contains(&reason.len()) || reason.chars().any(char::is_control) {
+            let what = format!(
+                "{} is not one line of 1 to {limit} bytes",
+                crate::error::excerpt(reason)
+            );
+            return Err(Error::field(Reason::ArgumentInvalid, "reason", what));
+        }
+        let (done, result) = oneshot::channel();
+        let job = commit::DeleteJob {
+            id,
+            reason: reason.to_owned(),
+            now,
+            done,
+        };
+        let job = commit::Job::Delete(Box::new(job));
+        self.inner
+            .queue
+            .send(job)
+            .await
+            .map_err(|_| writer_ended())?;
+        result.await.map_err(|_| writer_ended())?
+    }
+
+    /// The limits that this archive was opened with.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// The sequence of the last durable record, 0 for none.
+    #[must_use]
+    pub fn committed(&self) -> Sequence {
+        *self.inner.committed.borrow()
+    }
+
+    /// The engine's name.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        self.inner.store.engine()
+    }
+
+    /// The format of the archive.
+    #[must_use]
+    pub const fn format(&self) -> u8 {
+        record::FORMAT
+    }
+}
+
+impl Guard {
+    /// Ends the archive: what is queued is written, later puts fail, the files are released.
+    ///
+    /// # Errors
+    /// The first cause if a write failed before, or if the last sync fails.
+    pub async fn close(self) -> Result<()> {
+        self.stop.cancel();
+        let writer = self.writer.await.map_err(|panic| {
+            Error::new(Reason::Internal, "the writer task panicked").with_source(panic)
+        });
+        self.store.close().await.and(writer)
+    }
+}
+
+/// The answer to a put that finds no writer: it was closed, or it panicked.
+fn writer_ended() -> Error {
+    Error::new(
+        Reason::ShuttingDown,
+        "the archive takes no more writes, it is closed or closing",
+    )
+}
+
+/// Reads the figures of an archive, or nothing if there is no archive.
+async fn read_figures(store: &dyn Store) -> Result<Option<(Sequence, Totals)>> {
+    let keys = vec![meta::format(), meta::next_sequence(), meta::totals()];
+    let values = store.get_many(keys).await?;
+    let [format, next, totals] = values.as_slice() else {
+        return Err(Error::new(
+            Reason::Internal,
+            "the store answered with other rows than asked",
+        ));
+    };
+    let Some(format) = format else {
+        return Ok(None);
+    };
+    let format = record::decode_format(format)?;
+    if format != record::FORMAT {
+        return Err(Error::new(
+            Reason::FormatUnsupported,
+            format!(
+                "the archive has format {format}, this version reads {}",
+                record::FORMAT
+            ),
+        ));
+    }
+    let missing = |what: &str| {
+        Error::new(
+            Reason::IndexDamaged,
+            format!("the archive has no {what} in its figures"),
+        )
+    };
+    let next = record::decode_sequence(next.as_ref().ok_or_else(|| missing("next sequence"))?)?;
+    let totals = Totals::decode(totals.as_ref().ok_or_else(|| missing("totals"))?)?;
+    Ok(Some((next.max(1), totals)))
+}
+
+/// Writes the figures of an empty archive.
+async fn begin(store: &dyn Store) -> Result<(Sequence, Totals)> {
+    let (next, totals) = (1, Totals::default());
+    let mut batch = Batch::new();
+    batch.put(meta::format(), vec![record::FORMAT]);
+    commit::put_figures(&mut batch, next, totals);
+    store.write(batch, Durability::Synced).await?;
+    Ok((next, totals))
+}

@@ -1,0 +1,521 @@
+//! Reads of single articles: by id, prefix and URL, look-ups of many, sources and figures.
+
+use bytes::Bytes;
+
+use super::limits::Limits;
+use super::scan::{PageBudget, Room, behind};
+use super::token::{self, Fingerprint};
+use super::{Archive, read_figures};
+use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES_MAX};
+use crate::error::{Error, Kind, Reason, Result, excerpt};
+use crate::key::{self, Sequence, ShortHash, meta};
+use crate::metrics::Metrics;
+use crate::record::{self, Content, HashEntry, Record, SourceStats, Totals};
+use crate::store::{Direction, Scan, Store, StoreStats};
+
+/// How many records are fetched at a time: of each at first one row of up to 64 KiB.
+pub(super) const FETCH_RECORDS: usize = 64;
+
+/// How many ids an ambiguous prefix is answered with.
+const AMBIGUOUS_IDS_SHOWN: usize = 5;
+
+/// An article as it is archived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredArticle {
+    /// Its id.
+    pub id: ContentHash,
+    /// Where it stands in the log.
+    pub sequence: Sequence,
+    /// When it was archived.
+    pub archived_at: Timestamp,
+    /// The article.
+    pub article: Article,
+}
+
+/// What became of the ids of a look-up. Every id asked for is in one list, once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lookup {
+    /// Those stored, in the order asked for.
+    pub found: Vec<StoredArticle>,
+    /// Those never stored.
+    pub missing: Vec<ContentHash>,
+    /// Those deleted.
+    pub deleted: Vec<ContentHash>,
+    /// Those stored that did not fit; ask again for them.
+    pub deferred: Vec<ContentHash>,
+}
+
+/// Which of many ids are not stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Those never stored.
+    pub missing: Vec<ContentHash>,
+    /// Those deleted: storing them again is refused.
+    pub deleted: Vec<ContentHash>,
+    /// How many of the different ids are stored.
+    pub stored_count: u64,
+}
+
+/// A source and its figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// Its name.
+    pub name: String,
+    /// Its figures.
+    pub stats: SourceStats,
+}
+
+/// A page of sources, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourcePage {
+    /// The sources.
+    pub sources: Vec<Source>,
+    /// Leads to the next page; none after the last.
+    pub next_token: Option<String>,
+}
+
+/// Figures about the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Figures kept with the articles.
+    pub totals: Totals,
+    /// The last sequence given.
+    pub last_sequence: Sequence,
+    /// What the engine tells.
+    pub store: StoreStats,
+    /// Articles waiting for the writer.
+    pub queued_count: usize,
+}
+
+impl Archive {
+    /// Reads an article.
+    ///
+    /// # Errors
+    /// `ArticleNotFound`; `ArticleDeleted` with the reason; `RecordDamaged`.
+    pub async fn get(&self, id: &ContentHash) -> Result<StoredArticle> {
+        let entry = self.entry(id).await?.ok_or_else(|| not_found(id))?;
+        self.get_at(id, entry).await
+    }
+
+    /// Reads the article whose id starts with these hex digits, 8 or more, if there is just one.
+    /// Deleted articles count.
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get); `ArgumentInvalid` if these are no hex digits or too few;
+    /// `PrefixAmbiguous` naming some of the ids.
+    pub async fn get_by_prefix(&self, digits: &str) -> Result<StoredArticle> {
+        let digits_min = self.inner.limits.prefix_digits_min;
+        let range = key::hash_prefix_range(digits).filter(|_| digits.len() >= digits_min);
+        let range = range.ok_or_else(|| {
+            let what = format!(
+                "{} is not {digits_min} to {HASH_HEX_DIGITS} lower-case hex digits",
+                excerpt(digits)
+            );
+            Error::field(Reason::ArgumentInvalid, "id", what)
+        })?;
+        let mut found = Vec::new();
+        let mut scan = Scan {
+            range,
+            direction: Direction::Ascending,
+            rows_max: AMBIGUOUS_IDS_SHOWN + 1,
+            bytes_max: self.inner.limits.group_bytes_max,
+        };
+        // Rows that are not durable yet do not count, so one chunk may hold too few.
+        loop {
+            let chunk = self.scan_one(scan.clone()).await?;
+            for row in &chunk.rows {
+                let entry = HashEntry::decode(&row.value)?;
+                let id = key::parse_hash(&row.key).filter(|_| entry.sequence <= self.committed());
+                found.extend(id.map(|id| (id, entry)));
+            }
+            match chunk.rows.last() {
+                Some(last) if !chunk.exhausted && found.len() <= 1 => {
+                    scan.range.start = behind(&last.key);
+                }
+                _ => break,
+            }
+        }
+        match found.as_slice() {
+            [] => Err(not_found(digits)),
+            [(id, entry)] => self.get_at(id, *entry).await,
+            several => {
+                let ids: Vec<String> = several
+                    .iter()
+                    .take(AMBIGUOUS_IDS_SHOWN)
+                    .map(|(id, _)| id.to_string())
+                    .collect();
+                let what = format!("{digits} is the prefix of several ids: {}", ids.join(", "));
+                Err(Error::field(Reason::PrefixAmbiguous, "id", what))
+            }
+        }
+    }
+
+    /// Reads the latest revision of a URL, which is compared in canonical form.
+    ///
+    /// # Errors
+    /// `ArticleNotFound`; `ArgumentInvalid` if the URL is empty or too long; `RecordDamaged`.
+    pub async fn get_by_url(&self, url: &str) -> Result<StoredArticle> {
+        let prefix = ShortHash::of_url(url).filter(|_| url.len() <= URL_BYTES_MAX);
+        let prefix = key::url_prefix(prefix.ok_or_else(|| {
+            let what = format!("{} bytes, it needs 1 to {URL_BYTES_MAX}", url.len());
+            Error::field(Reason::ArgumentInvalid, "url", what)
+        })?);
+        let mut end = [prefix.as_slice(), &(self.committed() + 1).to_be_bytes()].concat();
+        loop {
+            let scan = Scan {
+                range: prefix.clone()..end,
+                direction: Direction::Descending,
+                rows_max: 1,
+                bytes_max: self.inner.limits.group_bytes_max,
+            };
+            let chunk = self.scan_one(scan).await?;
+            let Some(row) = chunk.rows.first() else {
+                return Err(Error::new(
+                    Reason::ArticleNotFound,
+                    format!("no article has the URL {}", excerpt(url)),
+                )
+                .with_resource(url));
+            };
+            let sequence = key::parse_sequence(&row.key).unwrap_or_default();
+            let record = self.reader().record(sequence).await?;
+            if let Content::Article(article) = record.content {
+                let Record {
+                    id, archived_at, ..
+                } = record;
+                return Ok(StoredArticle {
+                    id,
+                    sequence,
+                    archived_at,
+                    article,
+                });
+            }
+            // Deleted since the index row was read: the revision before it is the latest.
+            end = row.key.to_vec();
+        }
+    }
+
+    /// Reads many articles, until they have `bytes_max` bytes of text.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid` above the limit of ids; `RecordDamaged`.
+    pub async fn lookup(&self, ids: &[ContentHash], budget: &PageBudget) -> Result<Lookup> {
+        check_count("ids", ids.len(), self.inner.limits.lookup_ids_max)?;
+        let mut lookup = Lookup::default();
+        let mut stored = Vec::new();
+        for (id, entry) in self.entries(ids).await? {
+            match entry {
+                None => lookup.missing.push(id),
+                Some(HashEntry { deleted: true, .. }) => lookup.deleted.push(id),
+                Some(entry) => stored.push((id, entry.sequence)),
+            }
+        }
+        let reader = self.reader();
+        let mut room = Room::new(budget);
+        for some in stored.chunks(FETCH_RECORDS) {
+            if room.is_full() {
+                lookup.deferred.extend(some.iter().map(|(id, _)| *id));
+                continue;
+            }
+            let sequences: Vec<Sequence> = some.iter().map(|(_, sequence)| *sequence).collect();
+            let heads = reader.heads(&sequences).await?;
+            for ((id, sequence), head) in some.iter().zip(heads) {
+                if room.is_full() {
+                    lookup.deferred.push(*id);
+                    continue;
+                }
+                let record = reader.complete(*sequence, head).await?;
+                match stored_article(id, *sequence, record) {
+                    Ok(article) if room.take(&article.article) => lookup.found.push(article),
+                    Ok(_) => lookup.deferred.push(*id),
+                    Err(error) if error.kind() == Kind::NotFound => lookup.deleted.push(*id),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(lookup)
+    }
+
+    /// Tells which of many ids are not stored, from the index alone.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid` above the limit of ids.
+    pub async fn find_missing(&self, ids: &[ContentHash]) -> Result<Missing> {
+        check_count("ids", ids.len(), self.inner.limits.find_missing_ids_max)?;
+        let mut answer = Missing::default();
+        for (id, entry) in self.entries(ids).await? {
+            match entry {
+                None => answer.missing.push(id),
+                Some(HashEntry { deleted: true, .. }) => answer.deleted.push(id),
+                Some(_) => answer.stored_count += 1,
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Lists sources by name, in byte order.
+    ///
+    /// # Errors
+    /// `PageTokenInvalid`, `PageTokenMismatch`.
+    pub async fn list_sources(&self, count_max: usize, token: &str) -> Result<SourcePage> {
+        let fingerprint = Fingerprint::of(b"sources");
+        let mut range = meta::sources();
+        if !token.is_empty() {
+            let last = token::decode(token, fingerprint)?;
+            range.start = [meta::source("").as_slice(), &last, &[0]].concat();
+        }
+        let scan = Scan {
+            range,
+            direction: Direction::Ascending,
+            rows_max: count_max,
+            bytes_max: self.inner.limits.response_bytes_max,
+        };
+        let chunk = self.scan_one(scan).await?;
+        let sources = chunk.rows.iter().map(|row| {
+            let name = meta::parse_source(&row.key).ok_or_else(|| {
+                Error::new(
+                    Reason::IndexDamaged,
+                    "a source has a name that cannot be read",
+                )
+            })?;
+            Ok(Source {
+                name: name.to_owned(),
+                stats: SourceStats::decode(&row.value)?,
+            })
+        });
+        let sources = sources.collect::<Result<Vec<_>>>()?;
+        let last = sources.last().filter(|_| !chunk.exhausted);
+        let next_token = last.map(|last| token::encode(fingerprint, last.name.as_bytes()));
+        Ok(SourcePage {
+            sources,
+            next_token,
+        })
+    }
+
+    /// Reports figures.
+    ///
+    /// # Errors
+    /// `StoreFailed`, `IndexDamaged`.
+    pub async fn stats(&self) -> Result<Stats> {
+        let figures = read_figures(&*self.inner.store).await?;
+        let (_, totals) = figures
+            .ok_or_else(|| Error::new(Reason::IndexDamaged, "the archive has lost its figures"))?;
+        let queue = &self.inner.queue;
+        Ok(Stats {
+            totals,
+            last_sequence: self.committed(),
+            store: self.inner.store.stats().await?,
+            queued_count: queue.max_capacity() - queue.capacity(),
+        })
+    }
+
+    /// What this archive did since it was opened.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    pub(super) fn reader(&self) -> Reader<'_> {
+        Reader::new(&*self.inner.store, &self.inner.metrics)
+    }
+
+    pub(super) async fn scan_one(&self, scan: Scan) -> Result<crate::store::Chunk> {
+        scan_one(&*self.inner.store, scan).await
+    }
+
+    async fn entry(&self, id: &ContentHash) -> Result<Option<HashEntry>> {
+        let entry = self.reader().entry(id).await?;
+        Ok(entry.filter(|entry| entry.sequence <= self.committed()))
+    }
+
+    /// The entries of ids that are durable, each id once, in the order of their first mention.
+    async fn entries(&self, ids: &[ContentHash]) -> Result<Vec<(ContentHash, Option<HashEntry>)>> {
+        let mut seen = std::collections::HashSet::with_capacity(ids.len());
+        let ids: Vec<ContentHash> = ids.iter().filter(|id| seen.insert(**id)).copied().collect();
+        let keys = ids.iter().map(key::hash).collect();
+        let committed = self.committed();
+        let values = self.inner.store.get_many(keys).await?;
+        let entry = |(id, value): (ContentHash, Option<Bytes>)| {
+            let entry = value.map(|value| HashEntry::decode(&value)).transpose()?;
+            Ok((id, entry.filter(|entry| entry.sequence <= committed)))
+        };
+        ids.into_iter().zip(values).map(entry).collect()
+    }
+
+    async fn get_at(&self, id: &ContentHash, entry: HashEntry) -> Result<StoredArticle> {
+        let record = self.reader().record(entry.sequence).await?;
+        stored_article(id, entry.sequence, record)
+    }
+}
+
+/// Reads one chunk.
+pub(super) async fn scan_one(store: &dyn Store, scan: Scan) -> Result<crate::store::Chunk> {
+    let chunks = store.scan_many(vec![scan]).await?;
+    chunks.into_iter().next().ok_or_else(short_answer)
+}
+
+/// Reads records of the log and proves them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader<'a> {
+    store: &'a dyn Store,
+    metrics: &'a Metrics,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(store: &'a dyn Store, metrics: &'a Metrics) -> Self {
+        Self { store, metrics }
+    }
+
+    /// What table `h` says of an id.
+    pub(super) async fn entry(&self, id: &ContentHash) -> Result<Option<HashEntry>> {
+        let value = self
+            .store
+            .get_many(vec![key::hash(id)])
+            .await?
+            .pop()
+            .flatten();
+        value.map(|value| HashEntry::decode(&value)).transpose()
+    }
+
+    pub(super) async fn record(&self, sequence: Sequence) -> Result<Record> {
+        let head = self.head(sequence).await?;
+        self.complete(sequence, head).await
+    }
+
+    pub(super) async fn head(&self, sequence: Sequence) -> Result<Bytes> {
+        let heads = self.heads(&[sequence]).await?;
+        heads.into_iter().next().ok_or_else(short_answer)
+    }
+
+    /// The first rows of records that must be there.
+    pub(super) async fn heads(&self, sequences: &[Sequence]) -> Result<Vec<Bytes>> {
+        let keys = sequences
+            .iter()
+            .map(|sequence| key::log(*sequence))
+            .collect();
+        let values = self.store.get_many(keys).await?;
+        let pairs = sequences.iter().zip(values);
+        pairs
+            .map(|(sequence, value)| value.ok_or_else(|| self.lost(*sequence)))
+            .collect()
+    }
+
+    /// The first `row_count` rows of a record.
+    pub(super) async fn rows(&self, sequence: Sequence, row_count: u16) -> Result<Vec<Bytes>> {
+        let mut keys = vec![key::log(sequence)];
+        keys.extend((1..row_count).map(|row| key::log_row(sequence, row)));
+        let values = self.store.get_many(keys).await?;
+        values
+            .into_iter()
+            .map(|value| value.ok_or_else(|| self.lost(sequence)))
+            .collect()
+    }
+
+    /// Reads what is behind the first row of a record, and decodes it.
+    pub(super) async fn complete(&self, sequence: Sequence, head: Bytes) -> Result<Record> {
+        let row_count =
+            record::row_count(sequence, &head).inspect_err(|error| self.damaged(error))?;
+        let rows = if row_count <= 1 {
+            vec![head]
+        } else {
+            self.rows(sequence, row_count).await?
+        };
+        let record = record::decode(sequence, &rows).inspect_err(|error| self.damaged(error))?;
+        self.metrics.read.add(1);
+        Ok(record)
+    }
+
+    fn lost(&self, sequence: Sequence) -> Error {
+        let error = no_record(sequence);
+        self.damaged(&error);
+        error
+    }
+
+    fn damaged(&self, error: &Error) {
+        self.metrics.damaged.add(1);
+        tracing::error!(%error, "damage found while reading");
+    }
+}
+
+/// Takes the article from a record that an index named; a tombstone says why it is gone.
+fn stored_article(id: &ContentHash, sequence: Sequence, record: Record) -> Result<StoredArticle> {
+    let archived_at = record.archived_at;
+    match record.content {
+        Content::Article(article) if record.id == *id => Ok(StoredArticle {
+            id: *id,
+            sequence,
+            archived_at,
+            article,
+        }),
+        Content::Tombstone { reason, .. } if record.id == *id => Err(Error::new(
+            Reason::ArticleDeleted,
+            format!("article {id} was deleted at {archived_at}: {reason}"),
+        )
+        .with_resource(id.to_string())),
+        Content::Article(_) | Content::Tombstone { .. } | Content::Deletion { .. } => {
+            Err(wrong_record(id, sequence))
+        }
+    }
+}
+
+fn check_count(field: &str, count: usize, count_max: usize) -> Result<()> {
+    if (1..=count_max).contains(&count) {
+        return Ok(());
+    }
+    let what = format!("{count} ids, a call needs 1 to {count_max}");
+    Err(Error::field(Reason::ArgumentInvalid, field, what))
+}
+
+/// No article has this id, or prefix of one.
+pub(super) fn not_found(id: impl std::fmt::Display) -> Error {
+    let id = id.to_string();
+    Error::new(
+        Reason::ArticleNotFound,
+        format!("no article has the id {id}"),
+    )
+    .with_resource(id)
+}
+
+/// An index row names a record that is not there.
+pub(super) fn no_record(sequence: Sequence) -> Error {
+    Error::new(
+        Reason::RecordDamaged,
+        format!("log record {sequence} has lost rows; restore it from a backup"),
+    )
+    .with_resource(format!("sequence {sequence}"))
+}
+
+/// Table `h` names a record of another article.
+pub(super) fn wrong_record(id: &ContentHash, sequence: Sequence) -> Error {
+    Error::new(
+        Reason::IndexDamaged,
+        format!("article {id}: the index names log record {sequence}, which is another's"),
+    )
+    .with_resource(id.to_string())
+}
+
+fn short_answer() -> Error {
+    Error::new(
+        Reason::Internal,
+        "the store answered with fewer rows than asked",
+    )
+}
+
+impl Limits {
+    /// Brings a page size into its range: 0 stands for the default, more than the limit for the limit.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid` if it is negative.
+    pub fn page_size(&self, asked: i32) -> Result<usize> {
+        match usize::try_from(asked) {
+            Ok(0) => Ok(self.page_articles_default),
+            Ok(count) => Ok(count.min(self.page_articles_max)),
+            Err(_) => {
+                let what = format!(
+                    "{asked} is negative, it needs 0 to {}",
+                    self.page_articles_max
+                );
+                Err(Error::field(Reason::ArgumentInvalid, "page_size", what))
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Tests of the record: golden bytes, every length around a row, and every flipped bit found.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::article::ArticleFields;
+
+fn article(body: String) -> Article {
+    Article::new(ArticleFields {
+        title: "t".into(),
+        source: "s".into(),
+        body,
+        ..ArticleFields::default()
+    })
+    .unwrap()
+}
+
+fn encoded(article: &Article) -> Vec<Bytes> {
+    let rows = encode_article(article.id(), time(), &article.render()).unwrap();
+    rows.into_values().into_iter().map(Bytes::from).collect()
+}
+
+fn time() -> Timestamp {
+    Timestamp::new("t", 1, 2).unwrap()
+}
+
+/// Text that zstd can hardly shrink.
+fn noise(length: usize) -> String {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+    bytes
+        .iter()
+        .map(|byte| char::from(byte % 94 + 33))
+        .collect()
+}
+
+/// These bytes are on disk in every archive of format 1.
+#[test]
+fn records_are_golden() {
+    let rows = encoded(&article(String::new()));
+    let hex: String = rows
+        .concat()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let header = "0101008130784404278ce9000000000000000100000002794a91beea9718ba08be96f45461c9481c0cb5a6009e5e5f1b05de9efd3694770000003900000039";
+    let text = "0a2320740a0a5075626c69736865642061743a202a2a2a2a0a0a417574686f723a202a2a2a2a0a0a4f726967696e616c3a205b735d28290a0a";
+    assert_eq!(hex, [header, text].concat());
+}
+
+#[test]
+fn records_of_every_size_come_back_whole() {
+    const SIZES: &[usize] = &[
+        0,                 // an empty body
+        1,                 // the shortest
+        1024,              // one BLAKE3 chunk
+        1025,              // one more
+        65_000,            // one row
+        ROW_BYTES_MAX,     // just over one row
+        ROW_BYTES_MAX * 2, // three rows
+        TEXT_BYTES_MAX - 200,
+    ];
+    for size in SIZES {
+        for body in [noise(*size), "a".repeat(*size)] {
+            let article = article(body);
+            let rows = encoded(&article);
+            assert!(rows.iter().all(|row| row.len() <= ROW_BYTES_MAX));
+            assert_eq!(usize::from(row_count(7, &rows[0]).unwrap()), rows.len());
+            let record = decode(7, &rows).unwrap();
+            assert_eq!(record.id, article.id());
+            assert_eq!(record.archived_at, time());
+            assert_eq!(record.content, Content::Article(article));
+        }
+    }
+}
+
+#[test]
+fn noise_is_cut_into_rows() {
+    assert_eq!(encoded(&article(noise(ROW_BYTES_MAX * 3 / 2))).len(), 2);
+    let largest = encoded(&article(noise(TEXT_BYTES_MAX - 200)));
+    assert!(largest.len() > 32, "{}", largest.len());
+}
+
+#[test]
+fn a_delete_makes_two_records_that_name_each_other() {
+    let id = ContentHash::of(b"x");
+    let halves = encode_delete(id, time(), "withdrawn", 3, 9).unwrap();
+    let [deletion, tombstone] = halves.map(|rows| {
+        let rows: Vec<Bytes> = rows.into_values().into_iter().map(Bytes::from).collect();
+        decode(1, &rows).unwrap()
+    });
+    let reason = "withdrawn".to_owned();
+    assert_eq!(
+        deletion.content,
+        Content::Deletion {
+            article: 3,
+            reason: reason.clone()
+        }
+    );
+    assert_eq!(
+        tombstone.content,
+        Content::Tombstone {
+            deletion: 9,
+            reason
+        }
+    );
+    assert_eq!((deletion.id, tombstone.id), (id, id));
+}
+
+#[track_caller]
+fn check_damaged(rows: &[Bytes]) {
+    let error = decode(7, rows).unwrap_err();
+    let found = matches!(
+        error.reason(),
+        Reason::RecordDamaged | Reason::FormatUnsupported
+    );
+    assert!(found, "{error}");
+    assert!(error.message().contains("log record 7"), "{error}");
+}
+
+#[test]
+fn missing_rows_are_damage() {
+    let rows = encoded(&article(noise(ROW_BYTES_MAX * 3)));
+    for cut in 0..rows.len() {
+        check_damaged(&rows[..cut]);
+    }
+    let mut swapped = rows.clone();
+    swapped.swap(1, 2);
+    check_damaged(&swapped);
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    let rows = encoded(&article("some words, some words, some words".into()));
+    for bit in 0..rows[0].len() * 8 {
+        let mut row = rows[0].to_vec();
+        row[bit / 8] ^= 1 << (bit % 8);
+        check_damaged(&[row.into()]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), as_format in any::<bool>()) {
+        let mut bytes = bytes;
+        if let (true, Some(first)) = (as_format, bytes.first_mut()) {
+            *first = FORMAT;
+        }
+        prop_assert!(row_count(1, &bytes).map_or(true, |rows| rows <= 50));
+        prop_assert!(decode(1, &[bytes.into()]).is_err());
+    }
+}

@@ -1,0 +1,433 @@
+//! The embedded engine: one folder, one process, one disk. The only file that names sled.
+//!
+//! What sled 0.34 does by itself is not enough to be trusted with an archive. Added here:
+//!
+//! - Its `flush` never syncs the disk (it ends in `sync_file_range`; issues 1351 and 1452 of sled).
+//!   A synced write therefore ends in `fdatasync` on a handle of our own for the same file.
+//! - A message above a quarter of a segment, a whole leaf of up to 17 values included, goes to a
+//!   file of its own that is never synced and whose loss makes every later open panic. Segments
+//!   are 8 MiB and values at most 64 KiB, so that none does.
+//! - A kill during open can leave `snap.*.generating`, which fails every later open (issues 1527
+//!   and 1533). It is removed first, under a lock of our own.
+//! - Damaged files can make open panic. The panic is caught and answered with what to do.
+//! - Readers wait while a batch is applied, and `flush_async` can starve its own threads: one
+//!   thread of ours applies and syncs all batches.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sled::{Db, IVec};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Batch, Change, Chunk, Direction, Durability, Poison, Row, Scan, Store, StoreOptions,
+    StoreStats, closed,
+};
+use crate::error::{Error, Reason, Result};
+
+/// Fixed for the life of an archive.
+const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
+
+/// The largest value, so that a leaf of 17 stays below a quarter of a segment.
+const VALUE_BYTES_MAX: usize = 64 * 1024;
+const _: () = assert!(17 * VALUE_BYTES_MAX < SEGMENT_BYTES / 4);
+
+/// Background writes: garbage collection depends on them, durability does not.
+const FLUSH_EVERY_MS: u64 = 500;
+
+/// Batches waiting for the writer thread. The archive sends one at a time.
+const WRITE_QUEUE_BATCHES: usize = 4;
+
+const LOCK_FILE: &str = "LOCK";
+const DATA_FILE: &str = "db";
+const BLOB_FOLDER: &str = "blobs";
+
+/// An archive in a folder.
+#[derive(Debug)]
+pub struct SledStore {
+    folder: PathBuf,
+    open_micros: u64,
+    /// Read for the moment of a clone only; empty after close.
+    db: Arc<RwLock<Option<Db>>>,
+    writer: Mutex<Option<Writer>>,
+    poison: Arc<Poison>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    queue: mpsc::Sender<Write>,
+    thread: JoinHandle<Result<()>>,
+    /// Held while the archive is open, so that no other process opens it.
+    lock: File,
+}
+
+struct Write {
+    batch: Batch,
+    durability: Durability,
+    done: oneshot::Sender<Result<()>>,
+}
+
+impl SledStore {
+    /// Opens the archive in a folder, creating it if there is none. Blocks while the log is read.
+    ///
+    /// # Errors
+    /// `ArchiveLocked` if another process has it open; `FileFailed` if the folder cannot be
+    /// written; `ArchiveDamaged` if sled cannot read its files.
+    pub fn open(folder: &Path, options: StoreOptions) -> Result<Self> {
+        let started = Instant::now();
+        let failed = |what: &str, error: io::Error| {
+            Error::new(
+                Reason::FileFailed,
+                format!("cannot {what} {}", folder.display()),
+            )
+            .with_source(error)
+        };
+        fs::create_dir_all(folder).map_err(|error| failed("create", error))?;
+        let lock = lock(folder)?;
+        remove_unfinished_snapshots(folder).map_err(|error| failed("clean up", error))?;
+        let db = open_guarded(folder, options)?;
+        let data = OpenOptions::new()
+            .write(true)
+            .open(folder.join(DATA_FILE))
+            .map_err(|error| failed("open the data file of", error))?;
+        sync_folder(folder).map_err(|error| failed("sync", error))?;
+        warn_of_blobs(folder);
+
+        let poison = Arc::new(Poison::default());
+        let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
+        let thread = {
+            let (db, poison) = (db.clone(), Arc::clone(&poison));
+            std::thread::Builder::new()
+                .name("sled-writer".into())
+                .spawn(move || run_writer(&db, &data, writes, &poison))
+                .map_err(|error| failed("start the writer thread of", error))?
+        };
+        Ok(Self {
+            folder: folder.to_owned(),
+            open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            db: Arc::new(RwLock::new(Some(db))),
+            writer: Mutex::new(Some(Writer {
+                queue,
+                thread,
+                lock,
+            })),
+            poison,
+        })
+    }
+
+    /// Runs a read where it may wait for the disk.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Db) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let db = self
+            .db
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let db = db.ok_or_else(closed)?;
+        tokio::task::spawn_blocking(move || read(&db))
+            .await
+            .unwrap_or_else(|panic| {
+                Err(Error::new(Reason::StoreFailed, "a read of sled panicked").with_source(panic))
+            })
+    }
+}
+
+#[async_trait]
+impl Store for SledStore {
+    fn engine(&self) -> &'static str {
+        "sled"
+    }
+
+    async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
+        self.read(move |db| {
+            let get = |key: &Vec<u8>| db.get(key).map_err(read_failed);
+            keys.iter()
+                .map(|key| Ok(get(key)?.map(|value| bytes(&value))))
+                .collect()
+        })
+        .await
+    }
+
+    async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
+        self.read(move |db| scans.iter().map(|scan| scan_one(db, scan)).collect())
+            .await
+    }
+
+    async fn write(&self, batch: Batch, durability: Durability) -> Result<()> {
+        self.poison.check()?;
+        let largest = batch.changes().iter().map(value_bytes).max().unwrap_or(0);
+        if largest > VALUE_BYTES_MAX {
+            return Err(Error::new(
+                Reason::Internal,
+                format!("a row value of {largest} bytes is above the limit of {VALUE_BYTES_MAX}"),
+            ));
+        }
+        let queue = {
+            let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            writer.as_ref().ok_or_else(closed)?.queue.clone()
+        };
+        let (done, result) = oneshot::channel();
+        let write = Write {
+            batch,
+            durability,
+            done,
+        };
+        queue.send(write).await.map_err(|_| self.writer_gone())?;
+        result.await.map_err(|_| self.writer_gone())?
+    }
+
+    async fn stats(&self) -> Result<StoreStats> {
+        let open_micros = self.open_micros;
+        self.read(move |db| {
+            let disk_bytes = db.size_on_disk().map_err(read_failed)?;
+            Ok(StoreStats {
+                disk_bytes,
+                open_micros,
+            })
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        let writer = self
+            .writer
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(Writer {
+            queue,
+            thread,
+            lock,
+        }) = writer
+        else {
+            return Ok(());
+        };
+        drop(queue);
+        let db = self
+            .db
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let folder = self.folder.clone();
+        let closing = tokio::task::spawn_blocking(move || {
+            // The thread ends when the last queue handle is gone, and its last act is a sync.
+            let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
+            drop(db);
+            drop(lock);
+            result
+        });
+        closing
+            .await
+            .unwrap_or_else(|_| Err(panicked(&self.folder)))
+    }
+}
+
+impl SledStore {
+    fn writer_gone(&self) -> Error {
+        let error = panicked(&self.folder);
+        self.poison.set(&error);
+        self.poison.check().err().unwrap_or(error)
+    }
+}
+
+fn panicked(folder: &Path) -> Error {
+    Error::new(
+        Reason::WritesStopped,
+        format!("the writer of {} panicked", folder.display()),
+    )
+}
+
+/// Applies batches in order until the queue closes, then syncs what is left.
+fn run_writer(
+    db: &Db,
+    data: &File,
+    mut writes: mpsc::Receiver<Write>,
+    poison: &Poison,
+) -> Result<()> {
+    while let Some(Write {
+        batch,
+        durability,
+        done,
+    }) = writes.blocking_recv()
+    {
+        let result = poison.check().and_then(|()| {
+            apply(db, data, batch, durability).inspect_err(|error| {
+                tracing::error!(%error, "a write failed, the archive takes no more");
+                poison.set(error);
+            })
+        });
+        // The caller may have gone; the batch is applied all the same.
+        let _ = done.send(result);
+    }
+    poison.check()?;
+    sync(db, data)
+}
+
+fn apply(db: &Db, data: &File, batch: Batch, durability: Durability) -> Result<()> {
+    let mut changes = sled::Batch::default();
+    for change in batch.into_changes() {
+        match change {
+            Change::Put(key, value) => changes.insert(key, value),
+            Change::Remove(key) => changes.remove(key),
+        }
+    }
+    db.apply_batch(changes).map_err(write_failed)?;
+    match durability {
+        Durability::Buffered => Ok(()),
+        Durability::Synced => sync(db, data),
+    }
+}
+
+/// Hands everything to the operating system and then to the disk.
+fn sync(db: &Db, data: &File) -> Result<()> {
+    db.flush().map_err(write_failed)?;
+    data.sync_data().map_err(write_failed)
+}
+
+fn scan_one(db: &Db, scan: &Scan) -> Result<Chunk> {
+    if scan.range.is_empty() {
+        return Ok(Chunk {
+            rows: Vec::new(),
+            exhausted: true,
+        });
+    }
+    let rows = db.range(scan.range.clone());
+    let row = |row: sled::Result<(IVec, IVec)>| {
+        let (key, value) = row.map_err(read_failed)?;
+        Ok(Row {
+            key: bytes(&key),
+            value: bytes(&value),
+        })
+    };
+    match scan.direction {
+        Direction::Ascending => Chunk::collect(scan, rows.map(row)),
+        Direction::Descending => Chunk::collect(scan, rows.rev().map(row)),
+    }
+}
+
+fn bytes(value: &IVec) -> Bytes {
+    Bytes::copy_from_slice(value)
+}
+
+fn value_bytes(change: &Change) -> usize {
+    match change {
+        Change::Put(_, value) => value.len(),
+        Change::Remove(_) => 0,
+    }
+}
+
+fn read_failed(error: sled::Error) -> Error {
+    Error::new(Reason::StoreFailed, "sled cannot read").with_source(error)
+}
+
+fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(Reason::StoreFailed, "cannot write to disk").with_source(error)
+}
+
+fn lock(folder: &Path) -> Result<File> {
+    let path = folder.join(LOCK_FILE);
+    let failed = |error: io::Error| {
+        Error::new(
+            Reason::FileFailed,
+            format!("cannot lock {}", path.display()),
+        )
+        .with_source(error)
+    };
+    let mut options = OpenOptions::new();
+    let file = options
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Reason::ArchiveLocked,
+            format!(
+                "the archive {} is open in another process; if that is a server, talk to it with \
+                 --server, or stop it first",
+                folder.display()
+            ),
+        )
+        .with_resource(folder.display().to_string())),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+fn remove_unfinished_snapshots(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            tracing::info!(file = %entry.path().display(), "removing an unfinished snapshot");
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn open_guarded(folder: &Path, options: StoreOptions) -> Result<Db> {
+    let config = sled::Config::new()
+        .path(folder)
+        .segment_size(SEGMENT_BYTES)
+        .cache_capacity(options.cache_bytes)
+        .flush_every_ms(Some(FLUSH_EVERY_MS));
+    let damaged = || {
+        Error::new(
+            Reason::ArchiveDamaged,
+            format!(
+                "the files of the archive {} are damaged; keep a copy of the folder, and restore \
+                 a backup into a new one",
+                folder.display()
+            ),
+        )
+        .with_resource(folder.display().to_string())
+    };
+    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+        Ok(Ok(db)) => Ok(db),
+        Ok(Err(sled::Error::Io(error))) => Err(Error::new(
+            Reason::FileFailed,
+            format!("cannot open the archive {}", folder.display()),
+        )
+        .with_source(error)),
+        Ok(Err(error)) => Err(damaged().with_source(error)),
+        Err(_) => Err(damaged()),
+    }
+}
+
+/// Makes the folder itself durable: a synced file is lost if its name is not.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() || entry.file_name() == BLOB_FOLDER {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    let folder = folder.canonicalize()?;
+    File::open(&folder)?.sync_all()?;
+    match folder.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+fn warn_of_blobs(folder: &Path) {
+    let blobs = fs::read_dir(folder.join(BLOB_FOLDER)).map_or(0, Iterator::count);
+    if blobs > 0 {
+        tracing::warn!(
+            blobs,
+            "sled keeps values in files that it does not sync; report this"
+        );
+    }
+}
