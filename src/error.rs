@@ -80,6 +80,38 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// All reasons.
+    pub const ALL: [Self; 22] = [
+        Self::ArticleInvalid,
+        Self::IdMismatch,
+        Self::ArgumentInvalid,
+        Self::PrefixAmbiguous,
+        Self::PageTokenInvalid,
+        Self::PageTokenMismatch,
+        Self::MessageMalformed,
+        Self::MessageTooLarge,
+        Self::ArticleNotFound,
+        Self::ArticleDeleted,
+        Self::TooManyToSort,
+        Self::ArchiveLocked,
+        Self::FormatUnsupported,
+        Self::ArchiveDamaged,
+        Self::RecordDamaged,
+        Self::IndexDamaged,
+        Self::WritesStopped,
+        Self::StoreFailed,
+        Self::ShuttingDown,
+        Self::ServerUnreachable,
+        Self::FileFailed,
+        Self::Internal,
+    ];
+
+    /// Reads the name on the wire.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+
     /// The name on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

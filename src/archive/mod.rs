@@ -34,6 +34,7 @@ use crate::error::{Error, Reason, Result};
 use crate::key::{Sequence, meta};
 use crate::metrics::Metrics;
 use crate::record::{self, Totals};
+pub use crate::store::Direction;
 use crate::store::{Batch, Durability, Store};
 
 /// A handle on an open archive. Clones are cheap and all mean the same archive.

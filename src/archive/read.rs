@@ -61,8 +61,12 @@ pub struct Missing {
 pub struct Source {
     /// Its name.
     pub name: String,
-    /// Its figures.
-    pub stats: SourceStats,
+    /// How many articles it has.
+    pub article_count: u64,
+    /// The first date of one.
+    pub first_published_at: Option<Timestamp>,
+    /// The last date of one.
+    pub last_published_at: Option<Timestamp>,
 }
 
 /// A page of sources, by name.
@@ -277,9 +281,12 @@ impl Archive {
                     "a source has a name that cannot be read",
                 )
             })?;
+            let stats = SourceStats::decode(&row.value)?;
             Ok(Source {
                 name: name.to_owned(),
-                stats: SourceStats::decode(&row.value)?,
+                article_count: stats.article_count,
+                first_published_at: stats.first_published_at(),
+                last_published_at: stats.last_published_at(),
             })
         });
         let sources = sources.collect::<Result<Vec<_>>>()?;

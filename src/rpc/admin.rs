@@ -1,0 +1,57 @@
+//! `AdminService`.
+
+use tonic::{Request, Response, Status};
+
+use super::convert::{count, limits_message, status_of};
+use super::proto;
+use super::proto::admin_service_server::AdminService;
+use crate::archive::Archive;
+
+/// Answers questions about the server and the archive.
+#[derive(Debug)]
+pub(super) struct Admin {
+    pub(super) archive: Archive,
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn get_server_info(
+        &self,
+        _request: Request<proto::GetServerInfoRequest>,
+    ) -> Result<Response<proto::GetServerInfoResponse>, Status> {
+        Ok(Response::new(proto::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            format: u32::from(self.archive.format()),
+            engine: self.archive.engine().to_owned(),
+            role: proto::ServerRole::Writer.into(),
+            limits: Some(limits_message(self.archive.limits())),
+        }))
+    }
+
+    async fn get_stats(
+        &self,
+        _request: Request<proto::GetStatsRequest>,
+    ) -> Result<Response<proto::GetStatsResponse>, Status> {
+        let stats = self.archive.stats().await.map_err(|error| status_of(&error))?;
+        let metrics = self.archive.metrics();
+        Ok(Response::new(proto::GetStatsResponse {
+            article_count: Some(stats.totals.article_count),
+            deleted_count: Some(stats.totals.deleted_count),
+            text_bytes: Some(stats.totals.text_bytes),
+            stored_bytes: Some(stats.totals.stored_bytes),
+            last_sequence: Some(stats.last_sequence),
+            disk_bytes: Some(stats.store.disk_bytes),
+            open_ms: Some(stats.store.open_micros / 1000),
+            queued_count: Some(count(stats.queued_count)),
+            created_count: Some(metrics.created.get()),
+            revision_count: Some(metrics.revised.get()),
+            duplicate_count: Some(metrics.duplicate.get()),
+            put_deleted_count: Some(metrics.put_deleted.get()),
+            deletion_count: Some(metrics.deleted.get()),
+            commit_count: Some(metrics.commits.get()),
+            commit_us: Some(metrics.commit_micros.get()),
+            read_count: Some(metrics.read.get()),
+            damaged_count: Some(metrics.damaged.get()),
+        }))
+    }
+}

@@ -1,0 +1,33 @@
+//! The gRPC service: converts messages to calls of the archive and back. Knows no store, no key and
+//! no record. With the client, the only place that names tonic.
+
+mod admin;
+mod article;
+mod convert;
+mod layer;
+mod server;
+mod wire;
+
+pub use self::convert::{error_of, status_of, timestamp_of};
+pub use self::server::{ServeOptions, serve};
+pub use self::wire::ImportArticlesRequest;
+
+/// The messages, clients and server traits that the protos define.
+pub mod proto {
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        clippy::as_conversions,
+        clippy::wildcard_enum_match_arm,
+        clippy::allow_attributes_without_reason,
+        missing_docs,
+        unreachable_pub,
+        reason = "generated from the protos, whose comments are checked by a test"
+    )]
+
+    tonic::include_proto!("pressmark.v1");
+}
+
+/// The descriptors of the protos and all that they import, for reflection.
+pub const DESCRIPTORS: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/pressmark.descriptors.bin"));
