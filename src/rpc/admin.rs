@@ -32,7 +32,11 @@ impl AdminService for Admin {
         &self,
         _request: Request<proto::GetStatsRequest>,
     ) -> Result<Response<proto::GetStatsResponse>, Status> {
-        let stats = self.archive.stats().await.map_err(|error| status_of(&error))?;
+        let stats = self
+            .archive
+            .stats()
+            .await
+            .map_err(|error| status_of(&error))?;
         let metrics = self.archive.metrics();
         Ok(Response::new(proto::GetStatsResponse {
             article_count: Some(stats.totals.article_count),

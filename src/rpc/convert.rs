@@ -8,8 +8,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use super::proto;
 use crate::archive::{
-    Delete, DeleteOutcome, Direction, Limits, Order, Put, PutOutcome, Query, Selector, SelectorFields, Source,
-    StoredArticle, View,
+    Delete, DeleteOutcome, Direction, Limits, Order, Put, PutOutcome, Query, Selector,
+    SelectorFields, Source, StoredArticle, View,
 };
 use crate::article::{Article, ArticleFields, ContentHash, Timestamp};
 use crate::error::{Error, Kind, Reason, Result};
@@ -39,7 +39,8 @@ pub fn status_of(error: &Error) -> Status {
         Kind::Internal => Code::Internal,
     };
     let message: String = error.to_string().chars().take(MESSAGE_CHARS_MAX).collect();
-    let mut details = ErrorDetails::with_error_info(error.reason().as_str(), ERROR_DOMAIN, HashMap::new());
+    let mut details =
+        ErrorDetails::with_error_info(error.reason().as_str(), ERROR_DOMAIN, HashMap::new());
     if let Some(field) = error.field_name() {
         details.add_bad_request_violation(field, message.as_str());
     }
@@ -56,7 +57,9 @@ pub fn status_of(error: &Error) -> Status {
 #[must_use]
 pub fn error_of(status: &Status) -> Error {
     let details = status.get_error_details();
-    let reason = details.error_info().and_then(|info| Reason::parse(&info.reason));
+    let reason = details
+        .error_info()
+        .and_then(|info| Reason::parse(&info.reason));
     let reason = reason.unwrap_or(match status.code() {
         Code::InvalidArgument => Reason::ArgumentInvalid,
         Code::NotFound => Reason::ArticleNotFound,
@@ -85,11 +88,15 @@ pub(super) fn now() -> Result<Timestamp> {
 #[must_use]
 pub fn timestamp_of(time: Timestamp) -> prost_types::Timestamp {
     let nanos = i32::try_from(time.nanos()).unwrap_or_default();
-    prost_types::Timestamp { seconds: time.seconds(), nanos }
+    prost_types::Timestamp {
+        seconds: time.seconds(),
+        nanos,
+    }
 }
 
 fn time_of(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>> {
-    time.map(|time| Timestamp::new(field, time.seconds, i64::from(time.nanos))).transpose()
+    time.map(|time| Timestamp::new(field, time.seconds, i64::from(time.nanos)))
+        .transpose()
 }
 
 /// Validates an article, and the id that was sent with it if there is one.
@@ -111,7 +118,12 @@ pub(super) fn article_of(message: proto::Article) -> Result<(Article, Option<Con
 
 /// Turns an article into a message, with or without its body.
 pub(super) fn message_of(stored: StoredArticle, view: View) -> proto::Article {
-    let StoredArticle { id, sequence, archived_at, article } = stored;
+    let StoredArticle {
+        id,
+        sequence,
+        archived_at,
+        article,
+    } = stored;
     let body_hash = article.body_hash().to_string();
     let text_bytes = count(article.text_bytes());
     let fields = article.into_fields();
@@ -154,7 +166,11 @@ fn order_of(order: i32, default: Order) -> Result<Order> {
 }
 
 fn unknown_value(field: &str, value: i32, known: &str) -> Error {
-    Error::field(Reason::ArgumentInvalid, field, format!("{value} is none of the values {known}"))
+    Error::field(
+        Reason::ArgumentInvalid,
+        field,
+        format!("{value} is none of the values {known}"),
+    )
 }
 
 pub(super) fn selector_of(
@@ -180,12 +196,16 @@ pub(super) fn query_of(
     default: Order,
     limits: &Limits,
 ) -> Result<Query> {
-    Ok(Query { selector: selector_of(selector, limits)?, order: order_of(order, default)? })
+    Ok(Query {
+        selector: selector_of(selector, limits)?,
+        order: order_of(order, default)?,
+    })
 }
 
 /// Reads full ids.
 pub(super) fn ids_of(ids: &[String]) -> Result<Vec<ContentHash>> {
-    let parse = |(position, id): (usize, &String)| ContentHash::parse(&format!("ids[{position}]"), id);
+    let parse =
+        |(position, id): (usize, &String)| ContentHash::parse(&format!("ids[{position}]"), id);
     ids.iter().enumerate().map(parse).collect()
 }
 
@@ -235,7 +255,11 @@ pub(super) fn import_result(index: u64, result: Result<Put>) -> proto::ImportRes
                 field: error.field_name().unwrap_or_default().to_owned(),
                 message: error.to_string(),
             };
-            proto::ImportResult { index: Some(index), error: Some(error), ..Default::default() }
+            proto::ImportResult {
+                index: Some(index),
+                error: Some(error),
+                ..Default::default()
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ mod server;
 mod wire;
 
 pub use self::convert::{error_of, status_of, timestamp_of};
-pub use self::server::{ServeOptions, serve};
+pub use self::server::{ServeOptions, serve, serve_pipe};
 pub use self::wire::ImportArticlesRequest;
 
 /// The messages, clients and server traits that the protos define.

@@ -35,10 +35,13 @@ impl Name for ImportArticlesRequest {
 ///
 /// # Errors
 /// `MessageMalformed`.
-pub fn decode<M: Message + Name + Default>(bytes: impl Buf) -> Result<M> {
+pub(super) fn decode<M: Message + Name + Default>(bytes: impl Buf) -> Result<M> {
     M::decode(bytes).map_err(|error| {
-        Error::new(Reason::MessageMalformed, format!("this is no pressmark.v1.{} message", M::NAME))
-            .with_source(error)
+        Error::new(
+            Reason::MessageMalformed,
+            format!("this is no pressmark.v1.{} message", M::NAME),
+        )
+        .with_source(error)
     })
 }
 
@@ -55,7 +58,7 @@ fn message_bytes_max(name: &str) -> usize {
 
 /// The codec of every RPC: protobuf.
 #[derive(Clone, Copy, Debug)]
-pub struct WireCodec<E, D>(PhantomData<(E, D)>);
+pub(crate) struct WireCodec<E, D>(PhantomData<(E, D)>);
 
 impl<E, D> Default for WireCodec<E, D> {
     fn default() -> Self {
@@ -84,14 +87,15 @@ where
 
 /// Writes messages.
 #[derive(Debug)]
-pub struct WireEncoder<E>(PhantomData<E>);
+pub(crate) struct WireEncoder<E>(PhantomData<E>);
 
 impl<E: Message> Encoder for WireEncoder<E> {
     type Item = E;
     type Error = Status;
 
     fn encode(&mut self, item: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        item.encode(buffer).map_err(|error| Status::internal(error.to_string()))
+        item.encode(buffer)
+            .map_err(|error| Status::internal(error.to_string()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -101,7 +105,7 @@ impl<E: Message> Encoder for WireEncoder<E> {
 
 /// Reads messages.
 #[derive(Debug)]
-pub struct WireDecoder<D>(PhantomData<D>);
+pub(crate) struct WireDecoder<D>(PhantomData<D>);
 
 impl<D: Message + Name + Default> Decoder for WireDecoder<D> {
     type Item = D;
@@ -110,7 +114,11 @@ impl<D: Message + Name + Default> Decoder for WireDecoder<D> {
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<D>, Status> {
         let bytes_max = message_bytes_max(D::NAME);
         if buffer.remaining() > bytes_max {
-            let what = format!("a {} of {} bytes, the limit is {bytes_max}", D::NAME, buffer.remaining());
+            let what = format!(
+                "a {} of {} bytes, the limit is {bytes_max}",
+                D::NAME,
+                buffer.remaining()
+            );
             return Err(status_of(&Error::new(Reason::MessageTooLarge, what)));
         }
         decode(buffer).map(Some).map_err(|error| status_of(&error))

@@ -1,0 +1,451 @@
+//! `ArticleService`: each method converts, calls the archive and converts back. The two streams
+//! have a file part of their own below.
+
+use std::pin::Pin;
+
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert::{
+    article_of, delete_message, ids_of, import_result, message_of, now, put_message, query_of,
+    selector_of, source_message, status_of, texts_of, view_of,
+};
+use super::layer::mend;
+use super::proto;
+use super::proto::article_service_server::ArticleService;
+use super::wire::{self, ImportArticlesRequest};
+use crate::archive::{
+    Archive, Direction, Order, PageBudget, PendingPut, Prepared, Put, Query, StoredArticle, View,
+};
+use crate::article::ContentHash;
+use crate::error::{Error, Reason, Result};
+
+/// Articles with more text are hashed and compressed on a thread that may take its time.
+const INLINE_TEXT_BYTES_MAX: usize = 64 * 1024;
+
+/// Results in one message of an import. Many small messages would make HTTP/2 peers suspicious.
+const RESULTS_PER_MESSAGE: usize = 256;
+
+/// Chunks of a scan that may wait for a slow reader.
+const SCAN_CHUNKS_AHEAD: usize = 1;
+
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves articles.
+#[derive(Clone, Debug)]
+pub(super) struct Articles {
+    pub(super) archive: Archive,
+    /// Ends open streams.
+    pub(super) stop: CancellationToken,
+}
+
+#[tonic::async_trait]
+impl ArticleService for Articles {
+    type ImportArticlesStream = ResponseStream<proto::ImportArticlesResponse>;
+    type ScanArticlesStream = ResponseStream<proto::ScanArticlesResponse>;
+
+    async fn put_article(
+        &self,
+        request: Request<proto::PutArticleRequest>,
+    ) -> Result<Response<proto::PutArticleResponse>, Status> {
+        answer(self.put(request.into_inner()).await)
+    }
+
+    async fn import_articles(
+        &self,
+        request: Request<Streaming<ImportArticlesRequest>>,
+    ) -> Result<Response<Self::ImportArticlesStream>, Status> {
+        let (pending, results) = mpsc::channel(self.archive.limits().import_results_max);
+        let (answers, stream) = mpsc::channel(1);
+        tokio::spawn(read_import(self.clone(), request.into_inner(), pending));
+        tokio::spawn(answer_import(results, answers));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn find_missing_articles(
+        &self,
+        request: Request<proto::FindMissingArticlesRequest>,
+    ) -> Result<Response<proto::FindMissingArticlesResponse>, Status> {
+        answer(self.find_missing(request.into_inner()).await)
+    }
+
+    async fn get_article(
+        &self,
+        request: Request<proto::GetArticleRequest>,
+    ) -> Result<Response<proto::GetArticleResponse>, Status> {
+        answer(self.get(request.into_inner()).await)
+    }
+
+    async fn lookup_articles(
+        &self,
+        request: Request<proto::LookupArticlesRequest>,
+    ) -> Result<Response<proto::LookupArticlesResponse>, Status> {
+        answer(self.lookup(request.into_inner()).await)
+    }
+
+    async fn list_articles(
+        &self,
+        request: Request<proto::ListArticlesRequest>,
+    ) -> Result<Response<proto::ListArticlesResponse>, Status> {
+        answer(self.list(request.into_inner()).await)
+    }
+
+    async fn scan_articles(
+        &self,
+        request: Request<proto::ScanArticlesRequest>,
+    ) -> Result<Response<Self::ScanArticlesStream>, Status> {
+        let request = request.into_inner();
+        let limits = self.archive.limits();
+        let order = Order::Arrival(Direction::Ascending);
+        let query = query_of(request.selector, request.order, order, limits);
+        let query = query.map_err(|error| status_of(&error))?;
+        let view = view_of(request.view, View::Full).map_err(|error| status_of(&error))?;
+        let (chunks, stream) = mpsc::channel(SCAN_CHUNKS_AHEAD);
+        tokio::spawn(scan(
+            self.clone(),
+            query,
+            view,
+            request.resume_token,
+            chunks,
+        ));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn delete_article(
+        &self,
+        request: Request<proto::DeleteArticleRequest>,
+    ) -> Result<Response<proto::DeleteArticleResponse>, Status> {
+        answer(self.delete(request.into_inner()).await)
+    }
+
+    async fn count_articles(
+        &self,
+        request: Request<proto::CountArticlesRequest>,
+    ) -> Result<Response<proto::CountArticlesResponse>, Status> {
+        answer(self.count(request.into_inner()).await)
+    }
+
+    async fn list_sources(
+        &self,
+        request: Request<proto::ListSourcesRequest>,
+    ) -> Result<Response<proto::ListSourcesResponse>, Status> {
+        answer(self.sources(request.into_inner()).await)
+    }
+}
+
+fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
+    result.map(Response::new).map_err(|error| status_of(&error))
+}
+
+impl Articles {
+    async fn put(&self, request: proto::PutArticleRequest) -> Result<proto::PutArticleResponse> {
+        let article = request
+            .article
+            .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;
+        let prepared = prepare(article)
+            .await
+            .map_err(|error| error.within("article"))?;
+        self.archive.put(prepared).await.map(put_message)
+    }
+
+    async fn find_missing(
+        &self,
+        request: proto::FindMissingArticlesRequest,
+    ) -> Result<proto::FindMissingArticlesResponse> {
+        let missing = self.archive.find_missing(&ids_of(&request.ids)?).await?;
+        Ok(proto::FindMissingArticlesResponse {
+            missing_ids: texts_of(&missing.missing),
+            deleted_ids: texts_of(&missing.deleted),
+            stored_count: Some(missing.stored_count),
+        })
+    }
+
+    async fn get(&self, request: proto::GetArticleRequest) -> Result<proto::GetArticleResponse> {
+        let view = view_of(request.view, View::Full)?;
+        let stored = match request.name {
+            Some(proto::get_article_request::Name::Url(url)) => {
+                self.archive.get_by_url(&url).await?
+            }
+            Some(proto::get_article_request::Name::Id(id)) => match id.parse::<ContentHash>() {
+                Ok(id) => self.archive.get(&id).await?,
+                Err(_) => self.archive.get_by_prefix(&id).await?,
+            },
+            None => {
+                let what = "is missing; send an id, a prefix of one, or a url";
+                return Err(Error::field(Reason::ArgumentInvalid, "name", what));
+            }
+        };
+        Ok(proto::GetArticleResponse {
+            article: Some(message_of(stored, view)),
+        })
+    }
+
+    async fn lookup(
+        &self,
+        request: proto::LookupArticlesRequest,
+    ) -> Result<proto::LookupArticlesResponse> {
+        let ids = ids_of(&request.ids)?;
+        let view = view_of(request.view, View::Full)?;
+        // The ids that are not found take room in the message too.
+        let ids_bytes = ids.len() * (crate::article::HASH_HEX_DIGITS + 2);
+        let bytes_max = self
+            .archive
+            .limits()
+            .response_bytes_max
+            .saturating_sub(ids_bytes);
+        let budget = PageBudget {
+            view,
+            articles_max: ids.len(),
+            bytes_max,
+        };
+        let lookup = self.archive.lookup(&ids, &budget).await?;
+        Ok(proto::LookupArticlesResponse {
+            articles: messages_of(lookup.found, view),
+            missing_ids: texts_of(&lookup.missing),
+            deleted_ids: texts_of(&lookup.deleted),
+            deferred_ids: texts_of(&lookup.deferred),
+        })
+    }
+
+    async fn list(
+        &self,
+        request: proto::ListArticlesRequest,
+    ) -> Result<proto::ListArticlesResponse> {
+        let limits = self.archive.limits();
+        let order = Order::Published(Direction::Descending);
+        let query = query_of(request.selector, request.order, order, limits)?;
+        let view = view_of(request.view, View::Head)?;
+        let articles_max = limits.page_size(request.page_size)?;
+        let budget = PageBudget {
+            view,
+            articles_max,
+            bytes_max: limits.response_bytes_max,
+        };
+        let page = self
+            .archive
+            .page(&query, &request.page_token, &budget)
+            .await?;
+        Ok(proto::ListArticlesResponse {
+            articles: messages_of(page.articles, view),
+            next_page_token: page.next_token.unwrap_or_default(),
+            as_of_sequence: Some(page.as_of),
+        })
+    }
+
+    async fn delete(
+        &self,
+        request: proto::DeleteArticleRequest,
+    ) -> Result<proto::DeleteArticleResponse> {
+        let id = ContentHash::parse("id", &request.id)?;
+        self.archive
+            .delete(id, &request.reason, now()?)
+            .await
+            .map(delete_message)
+    }
+
+    async fn count(
+        &self,
+        request: proto::CountArticlesRequest,
+    ) -> Result<proto::CountArticlesResponse> {
+        let selector = selector_of(request.selector, self.archive.limits())?;
+        let (article_count, as_of) = self.archive.count(&selector).await?;
+        Ok(proto::CountArticlesResponse {
+            article_count: Some(article_count),
+            as_of_sequence: Some(as_of),
+        })
+    }
+
+    async fn sources(
+        &self,
+        request: proto::ListSourcesRequest,
+    ) -> Result<proto::ListSourcesResponse> {
+        let count_max = self.archive.limits().page_size(request.page_size)?;
+        let page = self
+            .archive
+            .list_sources(count_max, &request.page_token)
+            .await?;
+        Ok(proto::ListSourcesResponse {
+            sources: page.sources.into_iter().map(source_message).collect(),
+            next_page_token: page.next_token.unwrap_or_default(),
+        })
+    }
+}
+
+fn messages_of(articles: Vec<StoredArticle>, view: View) -> Vec<proto::Article> {
+    articles
+        .into_iter()
+        .map(|article| message_of(article, view))
+        .collect()
+}
+
+/// Validates, hashes and compresses an article.
+async fn prepare(message: proto::Article) -> Result<Prepared> {
+    let (article, claimed) = article_of(message)?;
+    let archived_at = now()?;
+    if article.text_bytes() <= INLINE_TEXT_BYTES_MAX {
+        return Prepared::new(&article, archived_at, claimed);
+    }
+    let work = move || Prepared::new(&article, archived_at, claimed);
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| {
+            Err(Error::new(Reason::Internal, "preparing an article panicked").with_source(panic))
+        })
+}
+
+/// What an import stream has to answer next, in the order of the articles.
+enum Pending {
+    Put(PendingPut),
+    Refused(Error),
+    /// Nothing more: the stream ends with this status.
+    End(Status),
+}
+
+/// Takes articles from the client and queues them. Waits while the writer's queue is full or the
+/// client is behind in reading results, so neither side can grow without bound.
+async fn read_import(
+    service: Articles,
+    mut requests: Streaming<ImportArticlesRequest>,
+    pending: mpsc::Sender<Pending>,
+) {
+    let end = loop {
+        let message = tokio::select! {
+            message = requests.message() => message,
+            () = service.stop.cancelled() => break Some(stopping()),
+        };
+        let articles = match message {
+            Ok(None) => break None,
+            Ok(Some(message)) => message.articles,
+            Err(status) => break Some(mend(&status)),
+        };
+        for article in articles {
+            let next = match queue_article(&service.archive, article).await {
+                Ok(put) => Pending::Put(put),
+                Err(error) => Pending::Refused(error),
+            };
+            if pending.send(next).await.is_err() {
+                // The client has gone. What is queued is stored all the same.
+                return;
+            }
+        }
+    };
+    if let Some(status) = end {
+        // If the client has gone, nobody is left to be told.
+        let _ = pending.send(Pending::End(status)).await;
+    }
+}
+
+async fn queue_article(archive: &Archive, article: bytes::Bytes) -> Result<PendingPut> {
+    let prepared = prepare(wire::decode(article)?).await?;
+    archive.enqueue(prepared).await
+}
+
+/// Sends results as the articles become durable, as many in one message as are ready.
+async fn answer_import(
+    mut pending: mpsc::Receiver<Pending>,
+    answers: mpsc::Sender<Result<proto::ImportArticlesResponse, Status>>,
+) {
+    let mut index = 0;
+    let mut some = Vec::new();
+    while pending.recv_many(&mut some, RESULTS_PER_MESSAGE).await > 0 {
+        let mut results = Vec::with_capacity(some.len());
+        let mut end = None;
+        for next in some.drain(..) {
+            let result: Result<Put> = match next {
+                Pending::Put(put) => put.result().await,
+                Pending::Refused(error) => Err(error),
+                Pending::End(status) => {
+                    end = Some(status);
+                    break;
+                }
+            };
+            results.push(import_result(index, result));
+            index += 1;
+        }
+        let message = proto::ImportArticlesResponse { results };
+        if !message.results.is_empty() && answers.send(Ok(message)).await.is_err() {
+            return;
+        }
+        if let Some(status) = end {
+            // If the client has gone, nobody is left to be told.
+            let _ = answers.send(Err(status)).await;
+            return;
+        }
+    }
+}
+
+/// Reads chunk after chunk, no faster than the client takes them. Nothing is held in between.
+async fn scan(
+    service: Articles,
+    query: Query,
+    view: View,
+    mut token: String,
+    chunks: mpsc::Sender<Result<proto::ScanArticlesResponse, Status>>,
+) {
+    let bytes_max = service.archive.limits().scan_chunk_bytes;
+    let budget = PageBudget {
+        view,
+        articles_max: usize::MAX,
+        bytes_max,
+    };
+    loop {
+        let page = tokio::select! {
+            page = service.archive.page(&query, &token, &budget) => page,
+            () = service.stop.cancelled() => Err(shutting_down()),
+            () = chunks.closed() => return,
+        };
+        let page = match page {
+            Ok(page) => page,
+            Err(error) => {
+                // A client that has gone needs no answer.
+                let _ = chunks.send(Err(status_of(&resume_error(error)))).await;
+                return;
+            }
+        };
+        token = page.next_token.unwrap_or_default();
+        let articles = messages_of(page.articles, view);
+        let chunk = proto::ScanArticlesResponse {
+            articles,
+            resume_token: token.clone(),
+        };
+        let sent = tokio::select! {
+            sent = chunks.send(Ok(chunk)) => sent.is_ok(),
+            () = service.stop.cancelled() => false,
+        };
+        if !sent {
+            if service.stop.is_cancelled() {
+                // Waits for the reader; the server's drain puts a bound on that.
+                let _ = chunks.send(Err(stopping())).await;
+            }
+            return;
+        }
+        if token.is_empty() {
+            return;
+        }
+    }
+}
+
+/// A scan's token is named `resume_token`, the list's `page_token`.
+fn resume_error(error: Error) -> Error {
+    match error.reason() {
+        Reason::PageTokenInvalid | Reason::PageTokenMismatch => {
+            let message = error
+                .message()
+                .trim_start_matches("page_token: ")
+                .to_owned();
+            Error::field(error.reason(), "resume_token", message)
+        }
+        _ => error,
+    }
+}
+
+fn shutting_down() -> Error {
+    Error::new(Reason::ShuttingDown, "the server is shutting down")
+}
+
+fn stopping() -> Status {
+    status_of(&shutting_down())
+}
