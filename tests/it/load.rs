@@ -1,0 +1,101 @@
+//! Load for tests that break the server under it: clients that import until it is gone and keep
+//! what was acknowledged.
+
+use std::path::Path;
+
+use pressmark::archive::Archive;
+use pressmark::article::ContentHash;
+use pressmark::rpc::proto;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::mpsc;
+
+use crate::server::{ServerProcess, articles, check_folder, import_request, message};
+
+/// Streams that import at the same time.
+const STREAMS: u64 = 4;
+
+/// The seed of a test's random choices: printed, and taken from `PRESSMARK_TEST_SEED` if set.
+pub fn seed() -> u64 {
+    let seed = std::env::var("PRESSMARK_TEST_SEED").map(|seed| seed.parse().unwrap());
+    let seed = seed.unwrap_or_else(|_| rand::random());
+    println!("PRESSMARK_TEST_SEED={seed}");
+    seed
+}
+
+/// How often a test does something: a default, or what a variable says.
+pub fn rounds(variable: &str, default: usize) -> usize {
+    std::env::var(variable).map_or(default, |rounds| rounds.parse().unwrap())
+}
+
+/// Sends articles until the server is gone. Tells every acknowledged id.
+async fn import_until_gone(address: String, seed: u64, acknowledged: mpsc::Sender<ContentHash>) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let (requests, stream) = mpsc::channel(2);
+    let sending = tokio::spawn(async move {
+        loop {
+            let mut some = Vec::new();
+            for _ in 0..random.random_range(1..20) {
+                let mut article = message(random.random_range(0..1_000_000));
+                article.body = format!("{} {seed}", article.body);
+                if random.random_ratio(1, 50) {
+                    let noise = (0..20_000).map(|_| format!("{:x}", random.random::<u64>()));
+                    article.body.extend(noise);
+                }
+                some.push(article);
+            }
+            if requests.send(import_request(&some)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    if let Ok(answers) = articles(&address).await.import_articles(stream).await {
+        let mut answers = answers.into_inner();
+        while let Ok(Some(answer)) = answers.message().await {
+            for result in answer.results {
+                assert_ne!(result.outcome(), proto::PutOutcome::Unspecified, "{result:?}");
+                acknowledged.send(result.id.parse().unwrap()).await.unwrap();
+            }
+        }
+    }
+    sending.abort();
+}
+
+/// Loads a server until `target` articles are acknowledged, breaks it, and returns all that were.
+pub async fn break_under_load(
+    server: ServerProcess,
+    seed: u64,
+    target: usize,
+    break_it: impl FnOnce(ServerProcess),
+) -> Vec<ContentHash> {
+    let (sender, mut receiver) = mpsc::channel(1);
+    let address = &server.address;
+    let import = |stream| import_until_gone(address.clone(), seed ^ stream, sender.clone());
+    let clients: Vec<_> = (1..=STREAMS).map(|stream| tokio::spawn(import(stream))).collect();
+    drop(sender);
+    let mut acknowledged = Vec::new();
+    while acknowledged.len() < target {
+        acknowledged.push(receiver.recv().await.expect("the server stays until it is broken"));
+    }
+    let breaking = tokio::task::spawn_blocking(|| break_it(server));
+    while let Some(id) = receiver.recv().await {
+        acknowledged.push(id);
+    }
+    breaking.await.unwrap();
+    for client in clients {
+        client.await.unwrap();
+    }
+    acknowledged
+}
+
+/// Proves the archive that a broken server left, and that every acknowledged article is in it.
+pub async fn check_acknowledged(folder: &Path, acknowledged: &[ContentHash]) {
+    check_folder(folder, async |archive: &Archive| {
+        for some in acknowledged.chunks(1000) {
+            let missing = archive.find_missing(some).await.unwrap();
+            assert_eq!(missing.missing, [], "acknowledged and lost");
+        }
+    })
+    .await;
+}

@@ -1,0 +1,188 @@
+//! Fixtures: a server in this process, and one in a process of its own that can be killed.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use pressmark::archive::{Archive, Guard, Limits};
+use pressmark::error::Error;
+use pressmark::rpc::proto::admin_service_client::AdminServiceClient;
+use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
+use pressmark::rpc::{self, ServeOptions, proto};
+use pressmark::store::{Locator, MemoryStore, StoreOptions};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+/// The largest message that the clients of tests take.
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// A server on an archive in memory.
+pub struct TestServer {
+    pub archive: Archive,
+    pub address: String,
+    pub stop: CancellationToken,
+    guard: Guard,
+    serving: JoinHandle<Result<(), Error>>,
+}
+
+impl TestServer {
+    pub async fn start() -> Self {
+        Self::start_with(Limits::default()).await
+    }
+
+    pub async fn start_with(limits: Limits) -> Self {
+        let store = Arc::new(MemoryStore::new());
+        let (archive, guard) = Archive::open(store, limits).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let options = ServeOptions::default();
+        let serving = tokio::spawn(rpc::serve(archive.clone(), listener, stopped, options));
+        Self {
+            archive,
+            address,
+            stop,
+            guard,
+            serving,
+        }
+    }
+
+    pub async fn articles(&self) -> ArticleServiceClient<Channel> {
+        articles(&self.address).await
+    }
+
+    pub async fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(channel(&self.address).await)
+    }
+
+    /// Stops the server and proves the archive.
+    pub async fn finish(self) {
+        self.stop.cancel();
+        self.serving.await.unwrap().unwrap();
+        check(&self.archive).await;
+        self.guard.close().await.unwrap();
+    }
+}
+
+async fn channel(address: &str) -> Channel {
+    Endpoint::from_shared(address.to_owned())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
+}
+
+/// A client of the server at an address.
+pub async fn articles(address: &str) -> ArticleServiceClient<Channel> {
+    ArticleServiceClient::new(channel(address).await)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Fails if the full check of an archive finds anything.
+pub async fn check(archive: &Archive) {
+    let report = archive.verify().await.unwrap();
+    assert_eq!(report.finding_count, 0, "{:#?}", report.findings);
+}
+
+/// Opens the archive that a process left behind, proves it and lets `read` look at it.
+pub async fn check_folder<T>(folder: &Path, read: impl AsyncFnOnce(&Archive) -> T) -> T {
+    let locator = Locator::Folder(folder.to_owned());
+    let store = pressmark::store::open(&locator, StoreOptions::default())
+        .await
+        .unwrap();
+    let (archive, guard) = Archive::open(store, Limits::default()).await.unwrap();
+    check(&archive).await;
+    let result = read(&archive).await;
+    guard.close().await.unwrap();
+    result
+}
+
+/// `pressmark serve` in a process of its own. Dropping it kills it.
+pub struct ServerProcess {
+    pub child: Child,
+    pub address: String,
+}
+
+impl ServerProcess {
+    /// Starts the server and returns when it takes requests.
+    pub fn start(archive: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_pressmark"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--archive"])
+            .arg(archive)
+            .env("PRESSMARK_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let (_, address) = line
+            .trim()
+            .rsplit_once(' ')
+            .expect("the server says where it listens");
+        Self {
+            address: address.to_owned(),
+            child,
+        }
+    }
+
+    /// The address without its scheme, as grpcurl wants it.
+    pub fn host_and_port(&self) -> &str {
+        self.address.trim_start_matches("http://")
+    }
+
+    /// Asks it to stop, and returns whether it exited with 0.
+    pub fn terminate(mut self) -> bool {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        self.child.wait().unwrap().success()
+    }
+
+    /// Kills it as `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        // It may have ended already, as the test wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A valid article message that differs from those of other numbers.
+pub fn message(number: usize) -> proto::Article {
+    proto::Article {
+        title: format!("Title {number}"),
+        published_at: Some(prost_types::Timestamp {
+            seconds: 1_000 * number as i64,
+            nanos: 0,
+        }),
+        author: "A. Uthor".into(),
+        source: ["Gazette", "Herald", "Post"][number % 3].into(),
+        url: format!("https://example.com/{number}"),
+        body: format!("Body of number {number}.\n"),
+        ..proto::Article::default()
+    }
+}
+
+/// Encodes articles for an import.
+pub fn import_request(articles: &[proto::Article]) -> pressmark::rpc::ImportArticlesRequest {
+    use prost::Message;
+    pressmark::rpc::ImportArticlesRequest {
+        articles: articles
+            .iter()
+            .map(|article| article.encode_to_vec().into())
+            .collect(),
+        resume_token: bytes::Bytes::new(),
+    }
+}
