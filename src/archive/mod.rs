@@ -9,9 +9,12 @@
 //! Readers see articles only once they are durable: the writer publishes the last committed
 //! sequence after the sync, and reads skip what is behind it.
 
+mod candidates;
 mod commit;
+mod job;
 mod limits;
 mod read;
+mod reader;
 mod scan;
 mod selector;
 mod token;
@@ -23,7 +26,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub use self::commit::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
+pub use self::job::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, View};
@@ -48,7 +51,7 @@ struct Inner {
     store: Arc<dyn Store>,
     limits: Limits,
     metrics: Arc<Metrics>,
-    queue: mpsc::Sender<commit::Job>,
+    queue: mpsc::Sender<job::Job>,
     queue_bytes: Arc<Semaphore>,
     committed: watch::Receiver<Sequence>,
 }
@@ -134,7 +137,7 @@ impl Archive {
             .await
             .map_err(|_| writer_ended())?;
         let (done, result) = oneshot::channel();
-        let job = commit::Job::Put(Box::new(commit::PutJob {
+        let job = job::Job::Put(Box::new(job::PutJob {
             prepared,
             done,
             room,
@@ -163,13 +166,13 @@ impl Archive {
             return Err(Error::field(Reason::ArgumentInvalid, "reason", what));
         }
         let (done, result) = oneshot::channel();
-        let job = commit::DeleteJob {
+        let job = job::DeleteJob {
             id,
             reason: reason.to_owned(),
             now,
             done,
         };
-        let job = commit::Job::Delete(Box::new(job));
+        let job = job::Job::Delete(Box::new(job));
         self.inner
             .queue
             .send(job)

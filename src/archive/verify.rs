@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::read::{FETCH_RECORDS, scan_one};
-use super::scan::behind;
+use super::candidates::behind;
+use super::reader::{FETCH_RECORDS, scan_one};
 use super::{Archive, read_figures};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH, meta};

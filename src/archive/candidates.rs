@@ -1,0 +1,349 @@
+//! Candidates for a page: which table has the order of a query, and the next rows of it.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::Archive;
+use super::reader::FETCH_RECORDS;
+use super::scan::Cursor;
+use super::selector::{Order, Query, Selector};
+use crate::error::{Error, Reason, Result};
+use crate::key::{self, Sequence, SortTime, TABLE_DATE};
+use crate::record::Content;
+use crate::store::{Direction, Scan};
+
+/// Rows of an index that are read at a time.
+const INDEX_ROWS: usize = 4096;
+
+/// Rows of one source that are read at least when many are merged.
+const MERGE_ROWS_MIN: usize = 8;
+
+/// A place in the order of a query: time (in date order only) and sequence of an article.
+pub(super) type Position = (SortTime, Sequence);
+
+/// The table that gives the candidates of a query in its order.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// The log itself.
+    Log,
+    /// Rows under one prefix that end in a sequence.
+    BySequence(Vec<u8>),
+    /// Rows under several prefixes that end in a time and a sequence, merged.
+    ByTime(Vec<Vec<u8>>),
+    /// The few rows under one prefix that ends in a sequence, brought into the order of their dates.
+    Sorted(Vec<u8>),
+}
+
+impl Plan {
+    pub(super) fn of(query: &Query) -> Self {
+        let selector = &query.selector;
+        let by_url = selector.url_key().map(key::url_prefix);
+        let prefix = by_url.or_else(|| selector.body_key().map(key::body_prefix));
+        match (query.order, prefix) {
+            (Order::Arrival(_), Some(prefix)) => Self::BySequence(prefix),
+            (Order::Arrival(_), None) => Self::Log,
+            (Order::Published(_), Some(prefix)) => Self::Sorted(prefix),
+            (Order::Published(_), None) => Self::ByTime(time_prefixes(selector)),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) position: Position,
+    /// The first row of the record, if it is known already.
+    pub(super) head: Option<Bytes>,
+}
+
+/// Candidates in the order of the query.
+#[derive(Debug)]
+pub(super) struct Candidates {
+    pub(super) list: Vec<Candidate>,
+    /// The place up to which rows were looked at, candidates or not.
+    pub(super) seen: Option<Position>,
+    /// Whether there are none behind these.
+    pub(super) exhausted: bool,
+}
+
+impl Archive {
+    pub(super) async fn candidates(
+        &self,
+        plan: &Plan,
+        query: &Query,
+        cursor: &Cursor,
+        count: usize,
+    ) -> Result<Candidates> {
+        let direction = query.order.direction();
+        let selector = &query.selector;
+        match plan {
+            Plan::Log => {
+                let sequences = sequence_bounds(selector, cursor, direction);
+                self.log_candidates(sequences, direction, count).await
+            }
+            Plan::BySequence(prefix) => {
+                let (first, last) = sequence_bounds(selector, cursor, direction);
+                let key = |sequence: Sequence| [prefix, &sequence.to_be_bytes()[..]].concat();
+                let range = key(first)
+                    ..last
+                        .checked_add(1)
+                        .map_or_else(|| key::prefix_end(prefix), key);
+                self.sequence_candidates(range, direction, count).await
+            }
+            Plan::ByTime(prefixes) => self.time_candidates(prefixes, query, cursor, count).await,
+            Plan::Sorted(prefix) => self.sorted_candidates(prefix, query, cursor, count).await,
+        }
+    }
+
+    async fn log_candidates(
+        &self,
+        (first, last): (Sequence, Sequence),
+        direction: Direction,
+        count: usize,
+    ) -> Result<Candidates> {
+        let scan = Scan {
+            range: key::log_range(first, last),
+            direction,
+            rows_max: count,
+            bytes_max: self.inner.limits.group_bytes_max,
+        };
+        let chunk = self.scan_one(scan).await?;
+        let mut list: Vec<Candidate> = Vec::new();
+        for row in chunk.rows {
+            let Some((sequence, number)) = key::parse_log(&row.key) else {
+                continue;
+            };
+            let position = (SortTime::UNDATED, sequence);
+            if list
+                .last()
+                .is_none_or(|candidate| candidate.position != position)
+            {
+                list.push(Candidate {
+                    position,
+                    head: None,
+                });
+            }
+            if let (0, Some(candidate)) = (number, list.last_mut()) {
+                candidate.head = Some(row.value);
+            }
+        }
+        let seen = list.last().map(|candidate| candidate.position);
+        Ok(Candidates {
+            list,
+            seen,
+            exhausted: chunk.exhausted,
+        })
+    }
+
+    async fn sequence_candidates(
+        &self,
+        range: Range<Vec<u8>>,
+        direction: Direction,
+        count: usize,
+    ) -> Result<Candidates> {
+        let scan = Scan {
+            rows_max: count,
+            ..self.index_scan(range, direction)
+        };
+        let chunk = self.scan_one(scan).await?;
+        let sequences = chunk
+            .rows
+            .iter()
+            .filter_map(|row| key::parse_sequence(&row.key));
+        let list: Vec<Candidate> = sequences
+            .map(|sequence| Candidate {
+                position: (SortTime::UNDATED, sequence),
+                head: None,
+            })
+            .collect();
+        let seen = list.last().map(|candidate| candidate.position);
+        Ok(Candidates {
+            list,
+            seen,
+            exhausted: chunk.exhausted,
+        })
+    }
+
+    /// Merges the rows of several prefixes. Of a prefix that has further rows, nothing is known
+    /// behind its last row read; so only rows before the nearest such place are candidates.
+    async fn time_candidates(
+        &self,
+        prefixes: &[Vec<u8>],
+        query: &Query,
+        cursor: &Cursor,
+        count: usize,
+    ) -> Result<Candidates> {
+        let direction = query.order.direction();
+        let rows_max = (2 * count / prefixes.len().max(1)).clamp(MERGE_ROWS_MIN, count);
+        let scan = |prefix: &Vec<u8>| {
+            let range = time_range(prefix, &query.selector, direction, cursor.after);
+            Scan {
+                rows_max,
+                ..self.index_scan(range, direction)
+            }
+        };
+        let scans = prefixes.iter().map(scan).collect();
+        let chunks = self.inner.store.scan_many(scans).await?;
+        let exhausted = chunks.iter().all(|chunk| chunk.exhausted);
+        let open = chunks.iter().filter(|chunk| !chunk.exhausted);
+        let ends = open.filter_map(|chunk| key::parse_dated(&chunk.rows.last()?.key));
+        let rows = chunks.iter().flat_map(|chunk| &chunk.rows);
+        let mut positions: Vec<Position> =
+            rows.filter_map(|row| key::parse_dated(&row.key)).collect();
+        match direction {
+            Direction::Ascending => {
+                let known = ends.min();
+                positions.retain(|position| known.is_none_or(|known| *position <= known));
+                positions.sort_unstable();
+            }
+            Direction::Descending => {
+                let known = ends.max();
+                positions.retain(|position| known.is_none_or(|known| *position >= known));
+                positions.sort_unstable_by(|a, b| b.cmp(a));
+            }
+        }
+        let seen = positions.last().copied();
+        Ok(Candidates {
+            list: visible(positions, &query.selector, cursor),
+            seen,
+            exhausted,
+        })
+    }
+
+    /// Reads all rows of a URL or body and sorts them. Articles that share one are few; where they
+    /// are not, the caller is told to ask for another order.
+    async fn sorted_candidates(
+        &self,
+        prefix: &[u8],
+        query: &Query,
+        cursor: &Cursor,
+        count: usize,
+    ) -> Result<Candidates> {
+        let limit = self.inner.limits.sorted_articles_max;
+        let range = key::prefix_range(prefix);
+        let scan = Scan {
+            rows_max: limit + 1,
+            bytes_max: usize::MAX,
+            ..self.index_scan(range, Direction::Ascending)
+        };
+        let chunk = self.scan_one(scan).await?;
+        if chunk.rows.len() > limit {
+            let what = format!(
+                "more than {limit} articles share this url or body, too many to order by date; \
+                 ask for an order by arrival"
+            );
+            return Err(Error::field(Reason::TooManyToSort, "order", what));
+        }
+        let sequences: Vec<Sequence> = chunk
+            .rows
+            .iter()
+            .filter_map(|row| key::parse_sequence(&row.key))
+            .collect();
+        let mut positions = Vec::with_capacity(sequences.len());
+        for some in sequences.chunks(FETCH_RECORDS) {
+            for (sequence, head) in some.iter().zip(self.reader().heads(some).await?) {
+                let record = self.reader().complete(*sequence, head).await?;
+                if let Content::Article(article) = record.content {
+                    positions.push((SortTime::of(article.published_at()), *sequence));
+                }
+            }
+        }
+        match query.order.direction() {
+            Direction::Ascending => positions.sort_unstable(),
+            Direction::Descending => positions.sort_unstable_by(|a, b| b.cmp(a)),
+        }
+        if let Some(after) = cursor.after {
+            match query.order.direction() {
+                Direction::Ascending => positions.retain(|position| *position > after),
+                Direction::Descending => positions.retain(|position| *position < after),
+            }
+        }
+        let exhausted = positions.len() <= count;
+        positions.truncate(count);
+        let seen = positions.last().copied();
+        Ok(Candidates {
+            list: visible(positions, &query.selector, cursor),
+            seen,
+            exhausted,
+        })
+    }
+
+    pub(super) fn index_scan(&self, range: Range<Vec<u8>>, direction: Direction) -> Scan {
+        let bytes_max = self.inner.limits.group_bytes_max;
+        Scan {
+            range,
+            direction,
+            rows_max: INDEX_ROWS,
+            bytes_max,
+        }
+    }
+}
+
+/// Drops the positions that the cursor may not see or the selector does not mean.
+fn visible(positions: Vec<Position>, selector: &Selector, cursor: &Cursor) -> Vec<Candidate> {
+    let meant = |sequence| sequence <= cursor.as_of && selector.includes(sequence);
+    let positions = positions
+        .into_iter()
+        .filter(|(_, sequence)| meant(*sequence));
+    positions
+        .map(|position| Candidate {
+            position,
+            head: None,
+        })
+        .collect()
+}
+
+/// The first and last sequence that are left behind a cursor.
+fn sequence_bounds(
+    selector: &Selector,
+    cursor: &Cursor,
+    direction: Direction,
+) -> (Sequence, Sequence) {
+    let (first, last) = (
+        selector.min_sequence(),
+        selector.max_sequence().min(cursor.as_of),
+    );
+    match (cursor.after, direction) {
+        (None, _) => (first, last),
+        (Some((_, after)), Direction::Ascending) => (first.max(after.saturating_add(1)), last),
+        (Some((_, after)), Direction::Descending) => (first, last.min(after.saturating_sub(1))),
+    }
+}
+
+/// The prefixes under which the articles of a selector stand in the order of their dates.
+pub(super) fn time_prefixes(selector: &Selector) -> Vec<Vec<u8>> {
+    match selector.sources() {
+        [] => vec![vec![TABLE_DATE]],
+        sources => sources
+            .iter()
+            .map(|source| key::source_prefix(source))
+            .collect(),
+    }
+}
+
+/// The rows under a prefix that are within the dates of a selector and behind a position.
+pub(super) fn time_range(
+    prefix: &[u8],
+    selector: &Selector,
+    direction: Direction,
+    after: Option<Position>,
+) -> Range<Vec<u8>> {
+    let key = |(time, sequence): Position| key::dated(prefix.to_vec(), time, sequence);
+    let mut start = key((selector.time_start(), 0));
+    let mut end = match selector.time_end() {
+        Some(time) => key((time, 0)),
+        None => key::prefix_end(prefix),
+    };
+    if let Some(after) = after.map(key) {
+        match direction {
+            Direction::Ascending => start = start.max(behind(&after)),
+            Direction::Descending => end = end.min(after),
+        }
+    }
+    start..end
+}
+
+/// The first key behind a key.
+pub(super) fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}

@@ -1,0 +1,137 @@
+//! Reads records of the log by sequence and proves them; the errors of what is not there.
+
+use bytes::Bytes;
+
+use crate::article::ContentHash;
+use crate::error::{Error, Reason, Result};
+use crate::key::{self, Sequence};
+use crate::metrics::Metrics;
+use crate::record::{self, HashEntry, Record};
+use crate::store::{Scan, Store};
+
+/// How many records are fetched at a time: of each at first one row of up to 64 KiB.
+pub(super) const FETCH_RECORDS: usize = 64;
+
+/// Reads one chunk.
+pub(super) async fn scan_one(store: &dyn Store, scan: Scan) -> Result<crate::store::Chunk> {
+    let chunks = store.scan_many(vec![scan]).await?;
+    chunks.into_iter().next().ok_or_else(short_answer)
+}
+
+/// Reads records of the log and proves them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reader<'a> {
+    store: &'a dyn Store,
+    metrics: &'a Metrics,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(store: &'a dyn Store, metrics: &'a Metrics) -> Self {
+        Self { store, metrics }
+    }
+
+    /// What table `h` says of an id.
+    pub(super) async fn entry(&self, id: &ContentHash) -> Result<Option<HashEntry>> {
+        let value = self
+            .store
+            .get_many(vec![key::hash(id)])
+            .await?
+            .pop()
+            .flatten();
+        value.map(|value| HashEntry::decode(&value)).transpose()
+    }
+
+    pub(super) async fn record(&self, sequence: Sequence) -> Result<Record> {
+        let head = self.head(sequence).await?;
+        self.complete(sequence, head).await
+    }
+
+    pub(super) async fn head(&self, sequence: Sequence) -> Result<Bytes> {
+        let heads = self.heads(&[sequence]).await?;
+        heads.into_iter().next().ok_or_else(short_answer)
+    }
+
+    /// The first rows of records that must be there.
+    pub(super) async fn heads(&self, sequences: &[Sequence]) -> Result<Vec<Bytes>> {
+        let keys = sequences
+            .iter()
+            .map(|sequence| key::log(*sequence))
+            .collect();
+        let values = self.store.get_many(keys).await?;
+        let pairs = sequences.iter().zip(values);
+        pairs
+            .map(|(sequence, value)| value.ok_or_else(|| self.lost(*sequence)))
+            .collect()
+    }
+
+    /// The first `row_count` rows of a record.
+    pub(super) async fn rows(&self, sequence: Sequence, row_count: u16) -> Result<Vec<Bytes>> {
+        let mut keys = vec![key::log(sequence)];
+        keys.extend((1..row_count).map(|row| key::log_row(sequence, row)));
+        let values = self.store.get_many(keys).await?;
+        values
+            .into_iter()
+            .map(|value| value.ok_or_else(|| self.lost(sequence)))
+            .collect()
+    }
+
+    /// Reads what is behind the first row of a record, and decodes it.
+    pub(super) async fn complete(&self, sequence: Sequence, head: Bytes) -> Result<Record> {
+        let row_count =
+            record::row_count(sequence, &head).inspect_err(|error| self.damaged(error))?;
+        let rows = if row_count <= 1 {
+            vec![head]
+        } else {
+            self.rows(sequence, row_count).await?
+        };
+        let record = record::decode(sequence, &rows).inspect_err(|error| self.damaged(error))?;
+        self.metrics.read.add(1);
+        Ok(record)
+    }
+
+    fn lost(&self, sequence: Sequence) -> Error {
+        let error = no_record(sequence);
+        self.damaged(&error);
+        error
+    }
+
+    fn damaged(&self, error: &Error) {
+        self.metrics.damaged.add(1);
+        tracing::error!(%error, "damage found while reading");
+    }
+}
+
+/// No article has this id, or prefix of one.
+pub(super) fn not_found(id: impl std::fmt::Display) -> Error {
+    let id = id.to_string();
+    Error::new(
+        Reason::ArticleNotFound,
+        format!("no article has the id {id}"),
+    )
+    .with_resource(id)
+}
+
+/// An index row names a record that is not there.
+pub(super) fn no_record(sequence: Sequence) -> Error {
+    Error::new(
+        Reason::RecordDamaged,
+        format!("log record {sequence} has lost rows; restore it from a backup"),
+    )
+    .with_resource(format!("sequence {sequence}"))
+}
+
+/// Table `h` names a record of another article.
+pub(super) fn wrong_record(id: &ContentHash, sequence: Sequence) -> Error {
+    Error::new(
+        Reason::IndexDamaged,
+        format!("article {id}: the index names log record {sequence}, which is another's"),
+    )
+    .with_resource(id.to_string())
+}
+
+pub(super) fn short_answer() -> Error {
+    Error::new(
+        Reason::Internal,
+        "the store answered with fewer rows than asked",
+    )
+}
