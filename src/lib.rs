@@ -13,6 +13,9 @@
 //! - [`metrics`]: what an archive counts while it is open.
 //! - [`archive`]: the log, its indexes, the one writer and the readers.
 //! - [`rpc`]: the gRPC service around an archive.
+//! - [`client`]: a connection to a server, or to an archive opened in this process.
+//! - [`format`](mod@format): files that articles come from and go to.
+//! - [`cli`]: the command line.
 //!
 //! # Invariants
 //!
@@ -51,7 +54,10 @@
 
 pub mod archive;
 pub mod article;
+pub mod cli;
+pub mod client;
 pub mod error;
+pub mod format;
 pub mod key;
 pub mod metrics;
 pub mod record;

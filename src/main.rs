@@ -1,1 +1,7 @@
-fn main() {}
+//! The `pressmark` program: see `pressmark --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pressmark::cli::main()
+}

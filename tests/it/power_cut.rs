@@ -11,10 +11,16 @@ use crate::load::{break_under_load, check_acknowledged, rounds, seed};
 use crate::server::ServerProcess;
 
 fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| {
-        panic!("{program} is needed and cannot be run: {error}");
-    });
-    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| {
+            panic!("{program} is needed and cannot be run: {error}");
+        });
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {output:?}"
+    );
 }
 
 /// An ext4 file system in a file, mounted as long as this lives.
@@ -35,7 +41,15 @@ impl Disk {
 
     fn image(&self) -> &str {
         // Leaked once per test, so that the many commands that need it stay short.
-        Box::leak(self.folder.path().join("image").into_os_string().into_string().unwrap().into_boxed_str())
+        Box::leak(
+            self.folder
+                .path()
+                .join("image")
+                .into_os_string()
+                .into_string()
+                .unwrap()
+                .into_boxed_str(),
+        )
     }
 
     fn mount_point(&self) -> PathBuf {
@@ -45,7 +59,15 @@ impl Disk {
     /// Mounts it so that it writes nothing by itself for as long as any test takes.
     fn mount(&self) {
         let point = self.mount_point();
-        run("mount", &["-o", "loop,commit=600", self.image(), point.to_str().unwrap()]);
+        run(
+            "mount",
+            &[
+                "-o",
+                "loop,commit=600",
+                self.image(),
+                point.to_str().unwrap(),
+            ],
+        );
     }
 
     /// Cuts the power: from now on nothing reaches the disk.
@@ -61,7 +83,10 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         // A failed test may have left it unmounted or busy; a lazy unmount leaves nothing behind.
-        let _ = Command::new("umount").arg("-l").arg(self.mount_point()).output();
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.mount_point())
+            .output();
     }
 }
 
@@ -86,6 +111,9 @@ async fn a_power_cut_loses_nothing_acknowledged() {
         disk.mount();
         check_acknowledged(&folder, &acknowledged).await;
     }
-    println!("{cuts} power cuts, {} articles acknowledged, 0 lost", acknowledged.len());
+    println!(
+        "{cuts} power cuts, {} articles acknowledged, 0 lost",
+        acknowledged.len()
+    );
     disk.unmount();
 }

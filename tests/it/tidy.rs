@@ -14,22 +14,55 @@ const EDGES: &[(&str, &[&str])] = &[
     ("key", &["article", "error"]),
     ("record", &["article", "error", "key"]),
     ("store", &["error"]),
-    ("archive", &["store", "key", "record", "article", "metrics", "error"]),
+    (
+        "archive",
+        &["store", "key", "record", "article", "metrics", "error"],
+    ),
     ("format", &["article", "error"]),
     ("rpc", &["archive", "article", "metrics", "error"]),
     ("client", &["rpc", "archive", "store", "error"]),
-    ("cli", &["rpc", "client", "format", "archive", "store", "article", "metrics", "error"]),
+    (
+        "cli",
+        &[
+            "rpc", "client", "format", "archive", "store", "article", "metrics", "error",
+        ],
+    ),
     ("main", &["cli"]),
     ("lib", &[]),
 ];
 
 /// Words that may stand only in some files, and what to do instead.
 const BANNED: &[(&str, &[&str], &str)] = &[
-    ("Batch::new(", &["src/archive/commit.rs", "src/archive/mod.rs", "src/store/"], "only the writer builds batches"),
-    ("sled::", &["src/store/sled.rs", "src/store/mod.rs"], "only the engine file names its engine"),
-    ("tonic::", &["src/rpc/", "src/client.rs"], "only rpc and client name tonic"),
-    ("SystemTime::now", &["src/rpc/", "src/cli/"], "take a Timestamp as an argument"),
-    ("tokio::spawn", &["src/archive/mod.rs", "src/rpc/article.rs", "src/client.rs", "src/cli/"], "give the task to an owner"),
+    (
+        "Batch::new(",
+        &["src/archive/commit.rs", "src/archive/mod.rs", "src/store/"],
+        "only the writer builds batches",
+    ),
+    (
+        "sled::",
+        &["src/store/sled.rs", "src/store/mod.rs"],
+        "only the engine file names its engine",
+    ),
+    (
+        "tonic::",
+        &["src/rpc/", "src/client.rs"],
+        "only rpc and client name tonic",
+    ),
+    (
+        "SystemTime::now",
+        &["src/rpc/", "src/cli/"],
+        "take a Timestamp as an argument",
+    ),
+    (
+        "tokio::spawn",
+        &[
+            "src/archive/mod.rs",
+            "src/rpc/article.rs",
+            "src/client.rs",
+            "src/cli/",
+        ],
+        "give the task to an owner",
+    ),
     ("dbg!", &[], "remove it"),
     ("FIXME", &[], "mend it"),
     ("\t", &[], "indent with spaces"),
@@ -90,17 +123,33 @@ fn sources_are_tidy() {
 fn modules_use_only_their_neighbours() {
     let mut complaints = Vec::new();
     for (path, text) in sources() {
-        let module = path.components().nth(1).unwrap().as_os_str().to_str().unwrap();
+        let module = path
+            .components()
+            .nth(1)
+            .unwrap()
+            .as_os_str()
+            .to_str()
+            .unwrap();
         let module = module.trim_end_matches(".rs");
-        let (_, allowed) = EDGES.iter().find(|(name, _)| *name == module).unwrap_or_else(|| {
-            panic!("{module} is not in the table of modules");
-        });
+        let (_, allowed) = EDGES
+            .iter()
+            .find(|(name, _)| *name == module)
+            .unwrap_or_else(|| {
+                panic!("{module} is not in the table of modules");
+            });
         for (number, line) in product(&text).lines().enumerate() {
             for used in line.split("crate::").skip(1) {
-                let used: String = used.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+                let used: String = used
+                    .chars()
+                    .take_while(|c| c.is_ascii_lowercase() || *c == '_')
+                    .collect();
                 let known = EDGES.iter().any(|(name, _)| *name == used);
                 if known && used != module && !allowed.contains(&used.as_str()) {
-                    complaints.push(format!("{}:{}: {module} must not use {used}", path.display(), number + 1));
+                    complaints.push(format!(
+                        "{}:{}: {module} must not use {used}",
+                        path.display(),
+                        number + 1
+                    ));
                 }
             }
         }
@@ -113,28 +162,48 @@ fn modules_use_only_their_neighbours() {
 fn protos_are_tidy() {
     use prost::Message;
     let descriptors = prost_types::FileDescriptorSet::decode(pressmark::rpc::DESCRIPTORS).unwrap();
-    let ours = descriptors.file.iter().filter(|file| file.package() == "pressmark.v1");
+    let ours = descriptors
+        .file
+        .iter()
+        .filter(|file| file.package() == "pressmark.v1");
     let mut complaints = Vec::new();
     let mut element_count = 0;
     for file in ours {
         let comments = file.source_code_info.as_ref().unwrap();
         for location in &comments.location {
             // Paths of 2 are messages, enums and services; of 4 their fields, values and methods.
-            let is_element = matches!(location.path.as_slice(), [4..=6, _] | [4, _, 2, _] | [5..=6, _, 2, _]);
+            let is_element = matches!(
+                location.path.as_slice(),
+                [4..=6, _] | [4, _, 2, _] | [5..=6, _, 2, _]
+            );
             element_count += usize::from(is_element);
             if is_element && location.leading_comments().trim().is_empty() {
-                complaints.push(format!("{}: {:?} has no comment", file.name(), location.span));
+                complaints.push(format!(
+                    "{}: {:?} has no comment",
+                    file.name(),
+                    location.span
+                ));
             }
         }
         for kind in &file.enum_type {
             if !kind.value[0].name().ends_with("_UNSPECIFIED") {
-                complaints.push(format!("{}: the zero of {} has a meaning", file.name(), kind.name()));
+                complaints.push(format!(
+                    "{}: the zero of {} has a meaning",
+                    file.name(),
+                    kind.name()
+                ));
             }
         }
         for method in file.service.iter().flat_map(|service| &service.method) {
             let expected = |suffix: &str| format!(".pressmark.v1.{}{suffix}", method.name());
-            if method.input_type() != expected("Request") || method.output_type() != expected("Response") {
-                complaints.push(format!("{}: {} has other messages", file.name(), method.name()));
+            if method.input_type() != expected("Request")
+                || method.output_type() != expected("Response")
+            {
+                complaints.push(format!(
+                    "{}: {} has other messages",
+                    file.name(),
+                    method.name()
+                ));
             }
         }
     }

@@ -1,0 +1,226 @@
+//! The command line: one file per command. Results go to stdout, everything else to stderr.
+
+mod articles;
+mod export;
+mod import;
+mod output;
+mod select;
+mod serve;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::client::{Client, Target};
+use crate::error::{Error, Reason, Result};
+use crate::store::{Locator, StoreOptions};
+
+/// The exit code of a command that did its work and found something wrong.
+const FOUND: u8 = 1;
+
+/// The exit code of a command that failed.
+const FAILED: u8 = 2;
+
+/// An archive for news articles, named by the BLAKE3 hash of their text.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, clap::Args)]
+struct Shared {
+    /// The server to talk to [default: http://127.0.0.1:50051]
+    #[arg(long, global = true, value_name = "URL", env = "PRESSMARK_SERVER")]
+    server: Option<String>,
+    /// The archive to serve, or to open in this process while no server has it open: a folder, or
+    /// `memory:` [default of serve: ./pressmark-data]
+    #[arg(long, global = true, value_name = "LOCATOR", env = "PRESSMARK_ARCHIVE")]
+    archive: Option<String>,
+    /// MiB of pages that an archive opened in this process keeps in memory
+    #[arg(
+        long,
+        global = true,
+        value_name = "MIB",
+        env = "PRESSMARK_CACHE_MIB",
+        default_value_t = 128
+    )]
+    cache_mib: u32,
+    /// Print one JSON object a line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve an archive over gRPC until SIGTERM or Ctrl-C
+    Serve(serve::Args),
+    /// Store files in the canonical layout; `-` is standard input
+    Put(articles::PutArgs),
+    /// Print the canonical text of an article
+    Get(articles::GetArgs),
+    /// List articles without their bodies
+    List(select::ListArgs),
+    /// Stream articles; with --json, whole ones
+    Scan(select::ScanArgs),
+    /// Count articles
+    Count(select::CountArgs),
+    /// Print which of the ids in a file, or on standard input, are not stored
+    Missing(articles::MissingArgs),
+    /// Import files, and folders of files, in the canonical layout
+    Import(import::Args),
+    /// Write articles into a folder, each as a file in the canonical layout
+    Export(export::Args),
+    /// List the sources and their figures
+    Sources,
+    /// Delete an article for good; a tombstone with the reason stays
+    Delete(articles::DeleteArgs),
+    /// Show what the archive holds and what the server did since it started
+    Stats,
+}
+
+impl Command {
+    /// Whether the command only lasts as long as somebody reads what it prints.
+    fn log_level(&self) -> &'static str {
+        if matches!(self, Self::Serve(_)) {
+            "info"
+        } else {
+            "warn"
+        }
+    }
+}
+
+/// What a command found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Found,
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+enum Failure {
+    Error(Error),
+    /// Nobody reads what is printed any more, which is no failure.
+    ClosedPipe,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::ClosedPipe;
+        }
+        Self::Error(
+            Error::new(Reason::FileFailed, "cannot write to standard output").with_source(error),
+        )
+    }
+}
+
+type CommandResult = Result<Outcome, Failure>;
+
+/// Runs the command that the arguments name, and returns the exit code: 0 done, 1 something was
+/// found or refused, 2 failed.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("PRESSMARK_LOG")
+        .unwrap_or_else(|_| EnvFilter::new(cli.command.log_level()));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&Error::new(Reason::Internal, "no runtime").with_source(error)),
+    };
+    let mut out = io::BufWriter::new(io::stdout());
+    let result = runtime.block_on(run(cli, &mut out));
+    let result = result.and_then(|outcome| Ok(out.flush().map(|()| outcome)?));
+    // A thread that waits for standard input must not hold up the exit.
+    runtime.shutdown_background();
+    match result {
+        Ok(Outcome::Done) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
+        Ok(Outcome::Found) => ExitCode::from(FOUND),
+        Err(Failure::Error(error)) => fail(&error),
+    }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    complain(&error.to_string());
+    ExitCode::from(FAILED)
+}
+
+/// Prints a line for the person at the terminal.
+#[expect(clippy::print_stderr, reason = "the one place that does")]
+fn complain(line: &str) {
+    eprintln!("pressmark: {line}");
+}
+
+async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
+    let Cli { shared, command } = cli;
+    let command = match command {
+        Command::Serve(args) => return serve::run(args, &shared, out).await,
+        other => other,
+    };
+    let client = Client::connect(&shared.target()?).await?;
+    let json = shared.json;
+    let result = match command {
+        Command::Serve(_) => Ok(Outcome::Done),
+        Command::Put(args) => articles::put(args, &client, json, out).await,
+        Command::Get(args) => articles::get(args, &client, json, out).await,
+        Command::List(args) => select::list(args, &client, json, out).await,
+        Command::Scan(args) => select::scan(args, &client, json, out).await,
+        Command::Count(args) => select::count(args, &client, json, out).await,
+        Command::Missing(args) => articles::missing(args, &client, json, out).await,
+        Command::Import(args) => import::run(args, &client, json, out).await,
+        Command::Export(args) => export::run(args, &client, json, out).await,
+        Command::Sources => select::sources(&client, json, out).await,
+        Command::Delete(args) => articles::delete(args, &client, json, out).await,
+        Command::Stats => articles::stats(&client, json, out).await,
+    };
+    let closed = client.close().await;
+    let outcome = result?;
+    closed?;
+    Ok(outcome)
+}
+
+impl Shared {
+    fn store_options(&self) -> StoreOptions {
+        StoreOptions {
+            cache_bytes: u64::from(self.cache_mib) * 1024 * 1024,
+        }
+    }
+
+    fn target(&self) -> Result<Target> {
+        match (&self.server, &self.archive) {
+            (Some(_), Some(_)) => Err(Error::field(
+                Reason::ArgumentInvalid,
+                "server",
+                "both a server and an archive are named, by flags or by PRESSMARK_SERVER and \
+                 PRESSMARK_ARCHIVE; name one",
+            )),
+            (None, Some(archive)) => Ok(Target::Archive(archive.parse()?, self.store_options())),
+            (Some(server), None) => Ok(Target::Server(server.clone())),
+            (None, None) => Ok(Target::Server("http://127.0.0.1:50051".into())),
+        }
+    }
+
+    fn locator(&self) -> Result<Locator> {
+        self.archive
+            .as_deref()
+            .unwrap_or("./pressmark-data")
+            .parse()
+    }
+}

@@ -1,0 +1,135 @@
+//! How results are printed: lines for people, and JSON objects with the field names of the protos.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::article::{Article, ArticleFields, Timestamp};
+use crate::error::{Error, Reason, Result};
+use crate::rpc::proto;
+
+/// Prints an object as one line.
+pub(super) fn json_line(out: &mut (dyn Write + Send), value: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, value)?;
+    writeln!(out)
+}
+
+/// The time of a message, or nothing.
+pub(super) fn time_of(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
+    let time = time?;
+    Timestamp::new("time", time.seconds, i64::from(time.nanos)).ok()
+}
+
+/// A date for people: to the second, and of fixed width.
+fn date_text(time: Option<prost_types::Timestamp>) -> String {
+    const WIDTH: usize = "YYYY-MM-DDTHH:MM:SS".len();
+    let text = time_of(time).map_or_else(|| "undated".to_owned(), |time| time.to_string());
+    let text: String = text.chars().take(WIDTH).collect();
+    format!("{text:WIDTH$}")
+}
+
+/// Prints an article as one line: id, date, source and title.
+pub(super) fn head_line(out: &mut (dyn Write + Send), article: &proto::Article) -> io::Result<()> {
+    let date = date_text(article.published_at);
+    writeln!(
+        out,
+        "{}  {date}  {}  {}",
+        article.id, article.source, article.title
+    )
+}
+
+/// An article as JSON; without a body if `full` is false.
+pub(super) fn article_json(article: &proto::Article, full: bool) -> Value {
+    let mut value = json!({
+        "id": article.id,
+        "title": article.title,
+        "published_at": time_of(article.published_at).map(|time| time.to_string()),
+        "author": article.author,
+        "source": article.source,
+        "url": article.url,
+        "body_hash": article.body_hash,
+        "sequence": article.sequence,
+        "archived_at": time_of(article.archived_at).map(|time| time.to_string()),
+        "text_bytes": article.text_bytes,
+    });
+    if let (true, Some(fields)) = (full, value.as_object_mut()) {
+        fields.insert("body".into(), article.body.clone().into());
+    }
+    value
+}
+
+/// A source as one line or JSON.
+pub(super) fn source_line(
+    out: &mut (dyn Write + Send),
+    source: &proto::Source,
+    as_json: bool,
+) -> io::Result<()> {
+    if as_json {
+        return json_line(
+            out,
+            &json!({
+                "name": source.name,
+                "article_count": source.article_count,
+                "first_published_at": time_of(source.first_published_at).map(|time| time.to_string()),
+                "last_published_at": time_of(source.last_published_at).map(|time| time.to_string()),
+            }),
+        );
+    }
+    let (first, last) = (
+        date_text(source.first_published_at),
+        date_text(source.last_published_at),
+    );
+    writeln!(
+        out,
+        "{:>10}  {first}  {last}  {}",
+        source.article_count, source.name
+    )
+}
+
+/// The word for an outcome.
+pub(super) fn outcome_text(outcome: proto::PutOutcome) -> &'static str {
+    match outcome {
+        proto::PutOutcome::Unspecified => "unknown",
+        proto::PutOutcome::Created => "created",
+        proto::PutOutcome::Duplicate => "duplicate",
+        proto::PutOutcome::Revision => "revision",
+        proto::PutOutcome::Deleted => "deleted",
+    }
+}
+
+/// Builds the article of a message again and checks that it has the id that the server named.
+pub(super) fn article_of(message: proto::Article) -> Result<Article> {
+    let id = message.id;
+    let article = Article::new(ArticleFields {
+        title: message.title,
+        published_at: time_of(message.published_at),
+        author: message.author,
+        source: message.source,
+        url: message.url,
+        body: message.body,
+    })?;
+    let found = article.id();
+    if found.to_string() == id {
+        Ok(article)
+    } else {
+        let message = format!("article {id} arrived with a text whose hash is {found}");
+        Err(Error::new(Reason::RecordDamaged, message).with_resource(id))
+    }
+}
+
+/// An article as the message that stores it.
+pub(super) fn message_of(article: Article) -> proto::Article {
+    let id = article.id().to_string();
+    let fields = article.into_fields();
+    proto::Article {
+        id,
+        title: fields.title,
+        published_at: fields.published_at.map(crate::rpc::timestamp_of),
+        author: fields.author,
+        source: fields.source,
+        url: fields.url,
+        body: fields.body,
+        ..proto::Article::default()
+    }
+}

@@ -1,0 +1,155 @@
+//! A connection to an archive: to a server, or to an archive opened in this process, which is then
+//! served over a pipe by the very same service. Every command is written once, against gRPC.
+
+use std::sync::Mutex;
+
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::archive::{Archive, Guard, Limits};
+use crate::error::{Error, Reason, Result};
+use crate::rpc;
+use crate::rpc::proto::admin_service_client::AdminServiceClient;
+use crate::rpc::proto::article_service_client::ArticleServiceClient;
+use crate::store::{self, Locator, StoreOptions};
+
+/// The largest message taken from a server, whose own limit is below that.
+const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes that the pipe to an archive in this process holds.
+const PIPE_BYTES: usize = 1024 * 1024;
+
+/// Bytes in flight per request and per connection.
+const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// Where a client finds its archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A server's URL.
+    Server(String),
+    /// An archive that no server has open.
+    Archive(Locator, StoreOptions),
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    channel: Channel,
+    local: Option<Local>,
+}
+
+/// The archive behind the pipe.
+#[derive(Debug)]
+struct Local {
+    stop: CancellationToken,
+    serving: JoinHandle<Result<()>>,
+    guard: Guard,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// `ServerUnreachable` naming the URL; those of opening an archive.
+    pub async fn connect(target: &Target) -> Result<Self> {
+        match target {
+            Target::Server(url) => Self::connect_server(url).await,
+            Target::Archive(locator, options) => Self::open(locator, *options).await,
+        }
+    }
+
+    async fn connect_server(url: &str) -> Result<Self> {
+        let unreachable = |error| {
+            let message = format!(
+                "no server answers at {url}; start one with `pressmark serve`, or name an archive \
+                 with --archive"
+            );
+            Error::new(Reason::ServerUnreachable, message).with_source(error)
+        };
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| {
+            let what = format!("{url:?} is not a URL such as http://127.0.0.1:50051");
+            Error::field(Reason::ArgumentInvalid, "server", what).with_source(error)
+        })?;
+        let channel = configure(endpoint).connect().await.map_err(unreachable)?;
+        Ok(Self {
+            channel,
+            local: None,
+        })
+    }
+
+    async fn open(locator: &Locator, options: StoreOptions) -> Result<Self> {
+        let store = store::open(locator, options).await?;
+        let (archive, guard) = Archive::open(store, Limits::default()).await?;
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let stop = CancellationToken::new();
+        let serving = tokio::spawn(rpc::serve_pipe(archive, far, stop.clone()));
+        let near = Mutex::new(Some(near));
+        // There is one pipe, so there is one connection.
+        let connector = tower::service_fn(move |_| {
+            let pipe = near.lock().ok().and_then(|mut near| near.take());
+            let pipe = pipe.ok_or_else(|| std::io::Error::other("the pipe is in use"));
+            std::future::ready(pipe.map(TokioIo::new))
+        });
+        let endpoint = configure(Endpoint::from_static("http://in-process"));
+        let channel = endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| {
+                Error::new(Reason::Internal, "the archive's own pipe fails").with_source(error)
+            })?;
+        Ok(Self {
+            channel,
+            local: Some(Local {
+                stop,
+                serving,
+                guard,
+            }),
+        })
+    }
+
+    /// A client of the article service.
+    #[must_use]
+    pub fn articles(&self) -> ArticleServiceClient<Channel> {
+        ArticleServiceClient::new(self.channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    /// A client of the admin service.
+    #[must_use]
+    pub fn admin(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone())
+    }
+
+    /// Ends the connection, and the archive if it is in this process.
+    ///
+    /// # Errors
+    /// The first cause if a write failed before.
+    pub async fn close(self) -> Result<()> {
+        let Some(Local {
+            stop,
+            serving,
+            guard,
+        }) = self.local
+        else {
+            return Ok(());
+        };
+        drop(self.channel);
+        stop.cancel();
+        let served = serving.await.map_err(|panic| {
+            Error::new(Reason::Internal, "serving the pipe panicked").with_source(panic)
+        });
+        guard.close().await?;
+        served?
+    }
+}
+
+fn configure(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .tcp_nodelay(true)
+}
