@@ -16,14 +16,20 @@
     reason = "a test may stop at once, prints for a person, and has no callers outside"
 )]
 
-// What all tests share: makers of articles, archives on every engine. Not a single assertion of its own.
+// What all tests share: makers of articles, and archives on every engine.
 #[macro_use]
 mod support;
-// The archive as its users see it, but for pages: puts, deletes, reads, look-ups, figures.
+// Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
-// Pages and counts against a naive model, their tokens, and pages under writers.
+// Deletes: what goes, what stays, and that nothing half-gone is ever seen.
+mod deletes;
+// Pages and counts against a naive model, and their tokens.
 mod paging;
-// What every storage engine must do, and what only sled can do wrong.
+// Reads of single articles, look-ups of many, sources and figures.
+mod reads;
+// What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
+mod sled;
+// What every storage engine must do.
 mod store;
-// Damage: that verify finds it, and that reads survive it.
+// Damage: that verify finds it, and that reads of everything else go on.
 mod verify;

@@ -1,16 +1,14 @@
-//! What every storage engine must do, and what only sled can do wrong.
+//! What every storage engine must do.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use pressmark::error::{Kind, Reason};
-use pressmark::store::{self, Batch, Chunk, Direction, Durability, Locator, Scan, Store};
+use pressmark::error::Kind;
+use pressmark::store::{Batch, Chunk, Direction, Durability, Scan, Store};
 use tempfile::TempDir;
 
-use crate::support::{Engine, TestResult, check_error, small_cache};
+use crate::support::{Engine, TestResult};
 
 use Direction::{Ascending, Descending};
 use Durability::{Buffered, Synced};
@@ -317,182 +315,7 @@ async fn nothing_works_after_close(store: &dyn Store) -> TestResult {
     Ok(())
 }
 
-#[tokio::test]
-async fn sled_keeps_its_rows_over_many_openings() -> TestResult {
-    let folder = TempDir::new()?;
-    for cycle in 0..6_u32 {
-        let store = Engine::Sled.open(folder.path()).await?;
-        for earlier in 0..cycle {
-            let value = get(&*store, &format!("cycle/{earlier}")).await?;
-            assert_eq!(value, Some(format!("{earlier}")), "in cycle {cycle}");
-        }
-        assert_eq!(
-            get(&*store, "latest").await?,
-            cycle.checked_sub(1).map(|n| n.to_string())
-        );
-        let value = cycle.to_string();
-        // Closing makes durable what was only buffered.
-        let rows = [
-            (&*format!("cycle/{cycle}"), Some(&*value)),
-            ("latest", Some(&*value)),
-        ];
-        store
-            .write(batch(&rows), if cycle % 2 == 0 { Buffered } else { Synced })
-            .await?;
-        store.close().await?;
-    }
-    Ok(())
-}
-
-#[tokio::test]
-async fn sled_never_keeps_a_value_in_a_file_of_its_own() -> TestResult {
-    const VALUE_BYTES_MAX: usize = 64 * 1024;
-    let folder = TempDir::new()?;
-    let store = Engine::Sled.open(folder.path()).await?;
-    for round in 0..3_u8 {
-        // The third round overwrites the first.
-        for group in 0..8_u8 {
-            let mut batch = Batch::new();
-            for n in 0..17_u8 {
-                batch.put(vec![round % 2, group, n], vec![round ^ n; VALUE_BYTES_MAX]);
-            }
-            store
-                .write(batch, if group % 4 == 3 { Synced } else { Buffered })
-                .await?;
-        }
-    }
-    let value = store
-        .get_many(vec![vec![0, 7, 16]])
-        .await?
-        .remove(0)
-        .unwrap();
-    assert_eq!(value, vec![2 ^ 16; VALUE_BYTES_MAX]);
-
-    let mut batch = Batch::new();
-    batch.put(bytes("fits"), vec![0; VALUE_BYTES_MAX]);
-    batch.put(bytes("too large"), vec![0; VALUE_BYTES_MAX + 1]);
-    let refused = store.write(batch, Synced).await;
-    check_error(refused, Reason::Internal, &["65537 bytes", "65536"]);
-    assert_eq!(get(&*store, "fits").await?, None, "all or nothing");
-    store
-        .write(self::batch(&[("after", Some("the refusal"))]), Synced)
-        .await?;
-    store.close().await?;
-    let blobs: Vec<_> = fs::read_dir(folder.path().join("archive/blobs"))?.collect();
-    assert!(blobs.is_empty(), "{blobs:?}");
-    Ok(())
-}
-
-#[tokio::test]
-async fn sled_is_opened_once_at_a_time() -> TestResult {
-    let folder = TempDir::new()?;
-    let store = Engine::Sled.open(folder.path()).await?;
-    let path = folder.path().join("archive").display().to_string();
-    let error = check_error(
-        Engine::Sled.open(folder.path()).await,
-        Reason::ArchiveLocked,
-        &[&path, "--server"],
-    );
-    assert_eq!(error.resource(), Some(&*path));
-    // The refused opening must not have let go of the lock of the first.
-    check_error(
-        Engine::Sled.open(folder.path()).await,
-        Reason::ArchiveLocked,
-        &[&path],
-    );
-    store.write(batch(&[("a", Some("1"))]), Synced).await?;
-    store.close().await?;
-    Engine::Sled.open(folder.path()).await?.close().await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn sled_opens_after_a_kill_during_open() -> TestResult {
-    let folder = TempDir::new()?;
-    let store = Engine::Sled.open(folder.path()).await?;
-    store.write(batch(&[("a", Some("1"))]), Synced).await?;
-    store.close().await?;
-    let left_over = folder
-        .path()
-        .join("archive/snap.0000000000000000.generating");
-    fs::write(&left_over, b"half a snap")?;
-    let store = Engine::Sled.open(folder.path()).await?;
-    assert!(!left_over.exists());
-    assert_eq!(get(&*store, "a").await?.as_deref(), Some("1"));
-    store.close().await?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_file_is_no_archive() -> TestResult {
-    let folder = TempDir::new()?;
-    let path = folder.path().join("file");
-    fs::write(&path, b"a letter")?;
-    let opened = store::open(&Locator::Folder(path.clone()), small_cache()).await;
-    check_error(opened, Reason::FileFailed, &[&path.display().to_string()]);
-    assert_eq!(fs::read(&path)?, b"a letter");
-    Ok(())
-}
-
-/// Damage at any place of the log either goes unnoticed by the engine, which the checksums of the
-/// records are there for, or is answered with an error. It never ends the process.
-#[tokio::test]
-async fn sled_survives_garbage_in_its_file() -> TestResult {
-    let folder = TempDir::new()?;
-    let store = Engine::Sled.open(folder.path()).await?;
-    for n in 0..40_u8 {
-        let mut batch = Batch::new();
-        (0..20).for_each(|m| batch.put(vec![n, m], vec![n; 500]));
-        store.write(batch, Synced).await?;
-    }
-    store.close().await?;
-    let data = fs::read(folder.path().join("archive/db"))?;
-    let used = data.iter().rposition(|byte| *byte != 0).unwrap();
-    for part in 0..8 {
-        let copy = TempDir::new()?;
-        copy_folder(&folder.path().join("archive"), &copy.path().join("archive"))?;
-        let mut damaged = data.clone();
-        let start = used / 8 * part;
-        let end = (start + 400).min(damaged.len());
-        damaged[start..end]
-            .iter_mut()
-            .enumerate()
-            .for_each(|(at, byte)| *byte ^= 0xa5 ^ at as u8);
-        fs::write(copy.path().join("archive/db"), damaged)?;
-        match Engine::Sled.open(copy.path()).await {
-            Ok(store) => {
-                let keys = (0..40).map(|n| vec![n, 19]).collect();
-                // Rows may be gone or the read may fail, but there is an answer.
-                if let Err(error) = store.get_many(keys).await {
-                    assert_eq!(error.reason(), Reason::StoreFailed, "{error}");
-                }
-                // The last sync may find the damage too; the folder is thrown away anyway.
-                let _ = store.close().await;
-            }
-            Err(error) => {
-                assert_eq!(error.reason(), Reason::ArchiveDamaged, "{error}");
-                assert!(error.message().contains("backup"), "{error}");
-            }
-        }
-    }
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &place)?;
-        } else {
-            fs::copy(entry.path(), place)?;
-        }
-    }
-    Ok(())
-}
-
-fn bytes(text: &str) -> Vec<u8> {
+pub fn bytes(text: &str) -> Vec<u8> {
     text.as_bytes().to_vec()
 }
 
@@ -501,7 +324,7 @@ fn number(value: &[u8]) -> u32 {
 }
 
 /// A batch of rows to write, and of keys without a value to remove.
-fn batch(rows: &[(&str, Option<&str>)]) -> Batch {
+pub fn batch(rows: &[(&str, Option<&str>)]) -> Batch {
     let mut batch = Batch::new();
     for (key, value) in rows {
         match value {
@@ -512,7 +335,7 @@ fn batch(rows: &[(&str, Option<&str>)]) -> Batch {
     batch
 }
 
-async fn get(store: &dyn Store, key: &str) -> pressmark::error::Result<Option<String>> {
+pub async fn get(store: &dyn Store, key: &str) -> pressmark::error::Result<Option<String>> {
     let value = store.get_many(vec![bytes(key)]).await?.remove(0);
     Ok(value.map(|value| String::from_utf8(value.to_vec()).unwrap()))
 }
