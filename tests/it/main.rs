@@ -23,7 +23,9 @@ mod support;
 mod archive;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
-// Pages and counts against a naive model, and their tokens.
+// Pages and counts of random articles against a naive model of filter and sort.
+mod model;
+// Pages: their tokens, what they may see, and that writers never shift them.
 mod paging;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
