@@ -178,17 +178,16 @@ async fn survives_garbage_in_its_file() -> TestResult {
 async fn scans_go_back_over_any_keys() -> TestResult {
     let folder = TempDir::new()?;
     let store = Engine::Sled.open(folder.path()).await?;
-    let mut keys: Vec<Vec<u8>> = (0..400_u32)
-        .map(|n| {
-            let start: &[u8] = match n % 4 {
-                0 => &[0x7f, 0xff, 0xff, 0xff, 0xff, 0xff],
-                1 => &[0x80, 0, 0, 0, 0, 0],
-                2 => &[0x7f, 0xff, 0, 0xff],
-                _ => &[0xff; 7],
-            };
-            [start, &n.to_be_bytes(), &[0xff; 3][..n as usize % 3]].concat()
-        })
-        .collect();
+    // Under each prefix the leaves are cut off at other places.
+    let mut keys = Vec::new();
+    for prefix in 0..60_u8 {
+        for n in 0..20 + prefix {
+            keys.push(vec![prefix, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, n]);
+            keys.push(vec![prefix, 0x80, 0, 0, 0, 0, 0, n]);
+        }
+        keys.push(vec![prefix, 0xff]);
+        keys.push([&[prefix][..], &[0xff; 9]].concat());
+    }
     let mut batch = Batch::new();
     keys.iter().for_each(|key| batch.put(key.clone(), vec![]));
     store.write(batch, Synced).await?;
