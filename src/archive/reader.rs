@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::article::ContentHash;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::metrics::Metrics;
 use crate::record::{self, HashEntry, Record};
@@ -71,22 +71,38 @@ impl<'a> Reader<'a> {
         let values = self.store.get_many(keys).await?;
         values
             .into_iter()
-            .map(|value| value.ok_or_else(|| self.lost(sequence)))
+            .map(|value| value.ok_or_else(|| no_record(sequence)))
             .collect()
     }
 
     /// Reads what is behind the first row of a record, and decodes it.
     pub(super) async fn complete(&self, sequence: Sequence, head: Bytes) -> Result<Record> {
-        let row_count =
-            record::row_count(sequence, &head).inspect_err(|error| self.damaged(error))?;
+        let mut record = self.decode(sequence, head.clone()).await;
+        if record.is_err() {
+            // A delete may have come between the reads of a large record's rows. It changes the
+            // first row, and no record changes twice.
+            let now = self.head(sequence).await?;
+            if now != head {
+                record = self.decode(sequence, now).await;
+            }
+        }
+        let record = record.inspect_err(|error| {
+            if error.kind() != Kind::Unavailable {
+                self.damaged(error);
+            }
+        })?;
+        self.metrics.read.add(1);
+        Ok(record)
+    }
+
+    async fn decode(&self, sequence: Sequence, head: Bytes) -> Result<Record> {
+        let row_count = record::row_count(sequence, &head)?;
         let rows = if row_count <= 1 {
             vec![head]
         } else {
             self.rows(sequence, row_count).await?
         };
-        let record = record::decode(sequence, &rows).inspect_err(|error| self.damaged(error))?;
-        self.metrics.read.add(1);
-        Ok(record)
+        record::decode(sequence, &rows)
     }
 
     fn lost(&self, sequence: Sequence) -> Error {

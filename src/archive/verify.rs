@@ -184,6 +184,13 @@ impl Check<'_> {
             }
             Content::Tombstone { deletion, .. } => {
                 self.facts.totals.deleted_count += 1;
+                // Without it the article could be stored again.
+                let entry = vec![key::hash(&record.id)];
+                let entry = self.archive.inner.store.get_many(entry).await?;
+                if entry.iter().all(Option::is_none) {
+                    let what = format!("deleted article {} has no row in table h", record.id);
+                    self.find(sequence, what);
+                }
                 self.counterpart(sequence, deletion, |content| {
                     matches!(content, Content::Deletion { article, .. } if *article == sequence)
                 })

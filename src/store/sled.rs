@@ -10,6 +10,9 @@
 //! - A kill during open can leave `snap.*.generating`, which fails every later open (issues 1527
 //!   and 1533). It is removed first, under a lock of our own.
 //! - Damaged files can make open panic. The panic is caught and answered with what to do.
+//! - A descending iterator looks for the leaf before the one that begins at `X c` by the key
+//!   `X c-1 ff ff ff ff`, and panics if that leaf begins behind it, as times just before 1970 do.
+//!   Keys are stored with a zero byte behind every `ff`, so that none has two of them in a row.
 //! - Readers wait while a batch is applied, and `flush_async` can starve its own threads: one
 //!   thread of ours applies and syncs all batches.
 
@@ -149,7 +152,7 @@ impl Store for SledStore {
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
         self.read(move |db| {
-            let get = |key: &Vec<u8>| db.get(key).map_err(read_failed);
+            let get = |key: &Vec<u8>| db.get(stored_key(key)).map_err(read_failed);
             keys.iter()
                 .map(|key| Ok(get(key)?.map(|value| bytes(&value))))
                 .collect()
@@ -276,8 +279,8 @@ fn apply(db: &Db, data: &File, batch: Batch, durability: Durability) -> Result<(
     let mut changes = sled::Batch::default();
     for change in batch.into_changes() {
         match change {
-            Change::Put(key, value) => changes.insert(key, value),
-            Change::Remove(key) => changes.remove(key),
+            Change::Put(key, value) => changes.insert(stored_key(&key), value),
+            Change::Remove(key) => changes.remove(stored_key(&key)),
         }
     }
     db.apply_batch(changes).map_err(write_failed)?;
@@ -300,11 +303,11 @@ fn scan_one(db: &Db, scan: &Scan) -> Result<Chunk> {
             exhausted: true,
         });
     }
-    let rows = db.range(scan.range.clone());
+    let rows = db.range(stored_key(&scan.range.start)..stored_key(&scan.range.end));
     let row = |row: sled::Result<(IVec, IVec)>| {
         let (key, value) = row.map_err(read_failed)?;
         Ok(Row {
-            key: bytes(&key),
+            key: original_key(&key),
             value: bytes(&value),
         })
     };
@@ -312,6 +315,35 @@ fn scan_one(db: &Db, scan: &Scan) -> Result<Chunk> {
         Direction::Ascending => Chunk::collect(scan, rows.map(row)),
         Direction::Descending => Chunk::collect(scan, rows.rev().map(row)),
     }
+}
+
+/// The byte that never stands twice in a row in a stored key, and what is put behind it.
+const STUFFED: u8 = 0xff;
+const STUFFING: u8 = 0;
+
+/// A key as sled holds it. Keeps the order of keys, whole ranges of them included.
+fn stored_key(key: &[u8]) -> Vec<u8> {
+    let mut stored = Vec::with_capacity(key.len() + 1);
+    for byte in key {
+        stored.push(*byte);
+        if *byte == STUFFED {
+            stored.push(STUFFING);
+        }
+    }
+    stored
+}
+
+/// The inverse of [`stored_key`].
+fn original_key(stored: &[u8]) -> Bytes {
+    let mut bytes = stored.iter().copied();
+    let mut key = Vec::with_capacity(stored.len());
+    while let Some(byte) = bytes.next() {
+        key.push(byte);
+        if byte == STUFFED {
+            bytes.next();
+        }
+    }
+    key.into()
 }
 
 fn bytes(value: &IVec) -> Bytes {

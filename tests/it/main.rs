@@ -15,19 +15,38 @@
     reason = "a test fails by panicking, and its helpers are documented where they are not plain"
 )]
 
+// What all tests of the library share: makers of articles, and archives on every engine.
+#[macro_use]
+mod support;
+// Puts: what becomes of an article, what is stored of it, and what is left after close.
+mod archive;
 // Real articles, through the command line.
 mod corpus;
 // kill -9 and SIGTERM of a server under load.
 mod crash;
+// Deletes: what goes, what stays, and that nothing half-gone is ever seen.
+mod deletes;
 // The service from grpcurl.
 mod grpcurl;
 // Load for tests that break the server under it.
 mod load;
+// Pages and counts of random articles against a naive model of filter and sort.
+mod model;
+// Pages: their tokens, what they may see, and that writers never shift them.
+mod paging;
 // Power cuts of a disk of the test's own.
 mod power_cut;
+// Reads of single articles, look-ups of many, sources and figures.
+mod reads;
 // The service as a client sees it.
 mod rpc;
 // Fixtures: servers in this process and beside it.
 mod server;
+// What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
+mod sled;
+// What every storage engine must do.
+mod store;
 // What no compiler checks.
 mod tidy;
+// Damage: that verify finds it, and that reads of everything else go on.
+mod verify;

@@ -1,0 +1,228 @@
+//! What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
+
+use std::fs;
+use std::path::Path;
+
+use pressmark::error::Reason;
+use pressmark::store::Durability::{Buffered, Synced};
+use pressmark::store::{self, Batch, Direction, Locator, Scan};
+use tempfile::TempDir;
+
+use crate::store::{batch, bytes, get};
+use crate::support::{Engine, TestResult, check_error, small_cache};
+
+#[tokio::test]
+async fn keeps_its_rows_over_many_openings() -> TestResult {
+    let folder = TempDir::new()?;
+    for cycle in 0..6_u32 {
+        let store = Engine::Sled.open(folder.path()).await?;
+        for earlier in 0..cycle {
+            let value = get(&*store, &format!("cycle/{earlier}")).await?;
+            assert_eq!(value, Some(format!("{earlier}")), "in cycle {cycle}");
+        }
+        assert_eq!(
+            get(&*store, "latest").await?,
+            cycle.checked_sub(1).map(|n| n.to_string())
+        );
+        let value = cycle.to_string();
+        // Closing makes durable what was only buffered.
+        let rows = [
+            (&*format!("cycle/{cycle}"), Some(&*value)),
+            ("latest", Some(&*value)),
+        ];
+        store
+            .write(batch(&rows), if cycle % 2 == 0 { Buffered } else { Synced })
+            .await?;
+        store.close().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn never_keeps_a_value_in_a_file_of_its_own() -> TestResult {
+    const VALUE_BYTES_MAX: usize = 64 * 1024;
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    for round in 0..3_u8 {
+        // The third round overwrites the first.
+        for group in 0..8_u8 {
+            let mut batch = Batch::new();
+            for n in 0..17_u8 {
+                batch.put(vec![round % 2, group, n], vec![round ^ n; VALUE_BYTES_MAX]);
+            }
+            store
+                .write(batch, if group % 4 == 3 { Synced } else { Buffered })
+                .await?;
+        }
+    }
+    let value = store
+        .get_many(vec![vec![0, 7, 16]])
+        .await?
+        .remove(0)
+        .unwrap();
+    assert_eq!(value, vec![2 ^ 16; VALUE_BYTES_MAX]);
+
+    let mut batch = Batch::new();
+    batch.put(bytes("fits"), vec![0; VALUE_BYTES_MAX]);
+    batch.put(bytes("too large"), vec![0; VALUE_BYTES_MAX + 1]);
+    let refused = store.write(batch, Synced).await;
+    check_error(refused, Reason::Internal, &["65537 bytes", "65536"]);
+    assert_eq!(get(&*store, "fits").await?, None, "all or nothing");
+    store
+        .write(self::batch(&[("after", Some("the refusal"))]), Synced)
+        .await?;
+    store.close().await?;
+    let blobs: Vec<_> = fs::read_dir(folder.path().join("archive/blobs"))?.collect();
+    assert!(blobs.is_empty(), "{blobs:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn is_opened_once_at_a_time() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    let path = folder.path().join("archive").display().to_string();
+    let error = check_error(
+        Engine::Sled.open(folder.path()).await,
+        Reason::ArchiveLocked,
+        &[&path, "--server"],
+    );
+    assert_eq!(error.resource(), Some(&*path));
+    // The refused opening must not have let go of the lock of the first.
+    check_error(
+        Engine::Sled.open(folder.path()).await,
+        Reason::ArchiveLocked,
+        &[&path],
+    );
+    store.write(batch(&[("a", Some("1"))]), Synced).await?;
+    store.close().await?;
+    Engine::Sled.open(folder.path()).await?.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn opens_after_a_kill_during_open() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    store.write(batch(&[("a", Some("1"))]), Synced).await?;
+    store.close().await?;
+    let left_over = folder
+        .path()
+        .join("archive/snap.0000000000000000.generating");
+    fs::write(&left_over, b"half a snap")?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    assert!(!left_over.exists());
+    assert_eq!(get(&*store, "a").await?.as_deref(), Some("1"));
+    store.close().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_is_no_archive() -> TestResult {
+    let folder = TempDir::new()?;
+    let path = folder.path().join("file");
+    fs::write(&path, b"a letter")?;
+    let opened = store::open(&Locator::Folder(path.clone()), small_cache()).await;
+    check_error(opened, Reason::FileFailed, &[&path.display().to_string()]);
+    assert_eq!(fs::read(&path)?, b"a letter");
+    Ok(())
+}
+
+/// Damage at any place of the log either goes unnoticed by the engine, which the checksums of the
+/// records are there for, or is answered with an error. It never ends the process.
+#[tokio::test]
+async fn survives_garbage_in_its_file() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    for n in 0..40_u8 {
+        let mut batch = Batch::new();
+        (0..20).for_each(|m| batch.put(vec![n, m], vec![n; 500]));
+        store.write(batch, Synced).await?;
+    }
+    store.close().await?;
+    let data = fs::read(folder.path().join("archive/db"))?;
+    let used = data.iter().rposition(|byte| *byte != 0).unwrap();
+    for part in 0..8 {
+        let copy = TempDir::new()?;
+        copy_folder(&folder.path().join("archive"), &copy.path().join("archive"))?;
+        let mut damaged = data.clone();
+        let start = used / 8 * part;
+        let end = (start + 400).min(damaged.len());
+        damaged[start..end]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(at, byte)| *byte ^= 0xa5 ^ at as u8);
+        fs::write(copy.path().join("archive/db"), damaged)?;
+        match Engine::Sled.open(copy.path()).await {
+            Ok(store) => {
+                let keys = (0..40).map(|n| vec![n, 19]).collect();
+                // Rows may be gone or the read may fail, but there is an answer.
+                if let Err(error) = store.get_many(keys).await {
+                    assert_eq!(error.reason(), Reason::StoreFailed, "{error}");
+                }
+                // The last sync may find the damage too; the folder is thrown away anyway.
+                let _ = store.close().await;
+            }
+            Err(error) => {
+                assert_eq!(error.reason(), Reason::ArchiveDamaged, "{error}");
+                assert!(error.message().contains("backup"), "{error}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// sled by itself panics on the way back over a leaf whose keys have four `ff` behind the byte at
+/// which it is cut off from the next leaf, as the times just before 1970 have in a key.
+#[tokio::test]
+async fn scans_go_back_over_any_keys() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    // Under each prefix the leaves are cut off at other places.
+    let mut keys = Vec::new();
+    for prefix in 0..60_u8 {
+        for n in 0..20 + prefix {
+            keys.push(vec![prefix, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, n]);
+            keys.push(vec![prefix, 0x80, 0, 0, 0, 0, 0, n]);
+        }
+        keys.push(vec![prefix, 0xff]);
+        keys.push([&[prefix][..], &[0xff; 9]].concat());
+    }
+    let mut batch = Batch::new();
+    keys.iter().for_each(|key| batch.put(key.clone(), vec![]));
+    store.write(batch, Synced).await?;
+    keys.sort();
+    keys.reverse();
+    let mut found: Vec<Vec<u8>> = Vec::new();
+    loop {
+        let end = found.last().cloned().unwrap_or(vec![0xff; 20]);
+        let scan = Scan {
+            range: vec![]..end,
+            direction: Direction::Descending,
+            rows_max: 7,
+            bytes_max: 1000,
+        };
+        let chunk = store.scan_many(vec![scan]).await?.remove(0);
+        found.extend(chunk.rows.iter().map(|row| row.key.to_vec()));
+        if chunk.exhausted {
+            break;
+        }
+    }
+    assert_eq!(found, keys);
+    store.close().await?;
+    Ok(())
+}
+
+fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &place)?;
+        } else {
+            fs::copy(entry.path(), place)?;
+        }
+    }
+    Ok(())
+}
