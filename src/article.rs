@@ -154,7 +154,7 @@ impl Article {
         let mut text = String::with_capacity(self.text_bytes());
         let mut line = |[before, after]: [&str; 2], value: &[&str]| {
             text.push_str(before);
-            value.iter().for_each(|part| text.push_str(part));
+            text.push_str(&value.concat());
             text.push_str(after);
             text.push_str(LINE_END);
         };

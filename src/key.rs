@@ -367,7 +367,9 @@ mod tests {
     use crate::article::{ArticleFields, SECONDS_MAX};
 
     fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+        bytes
+            .iter()
+            .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     fn facts() -> IndexFacts {

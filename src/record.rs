@@ -183,7 +183,7 @@ fn encode(
 /// How many rows a record has, which its first row tells.
 ///
 /// # Errors
-/// `RecordDamaged` if the row cannot be the first of a record; `FormatUnsupported`.
+/// `RecordDamaged` if the row cannot be the first of a record.
 pub fn row_count(sequence: Sequence, first_row: &[u8]) -> Result<u16> {
     let header = Header::parse(sequence, first_row)?;
     let rows = (HEADER_BYTES + header.payload_bytes).div_ceil(ROW_BYTES_MAX);
@@ -193,7 +193,7 @@ pub fn row_count(sequence: Sequence, first_row: &[u8]) -> Result<u16> {
 /// The id that the first row of a record names. Unproven: only the whole record can prove it.
 ///
 /// # Errors
-/// `RecordDamaged` if the row cannot be the first of a record; `FormatUnsupported`.
+/// `RecordDamaged` if the row cannot be the first of a record.
 pub fn peek_id(sequence: Sequence, first_row: &[u8]) -> Result<ContentHash> {
     Header::parse(sequence, first_row).map(|header| header.id)
 }
@@ -201,7 +201,7 @@ pub fn peek_id(sequence: Sequence, first_row: &[u8]) -> Result<ContentHash> {
 /// Decodes a record from all its rows and proves it: the checksum, and for an article the hash.
 ///
 /// # Errors
-/// `RecordDamaged`, naming the sequence and as far as it can be read the id; `FormatUnsupported`.
+/// `RecordDamaged`, naming the sequence and as far as it can be read the id.
 pub fn decode(sequence: Sequence, rows: &[Bytes]) -> Result<Record> {
     let (first, further) = rows
         .split_first()
@@ -209,11 +209,11 @@ pub fn decode(sequence: Sequence, rows: &[Bytes]) -> Result<Record> {
     let header = Header::parse(sequence, first)?;
     let fail = |what: &str| header.damaged(sequence, what);
 
-    let mut joined = Vec::new();
+    let joined;
     let record: &[u8] = if further.is_empty() {
         first
     } else {
-        rows.iter().for_each(|row| joined.extend_from_slice(row));
+        joined = rows.concat();
         &joined
     };
     let payload = record.get(HEADER_BYTES..).unwrap_or_default();
@@ -284,12 +284,11 @@ impl Header {
     fn parse(sequence: Sequence, row: &[u8]) -> Result<Self> {
         match row.first() {
             Some(&FORMAT) => {}
+            // The archive as a whole has this format, so another byte here is damage.
             Some(other) => {
-                return Err(Error::new(
-                    Reason::FormatUnsupported,
-                    format!(
-                        "log record {sequence} has format {other}, this version reads {FORMAT}"
-                    ),
+                return Err(damaged(
+                    sequence,
+                    &format!("has the unknown format {other}"),
                 ));
             }
             None => return Err(damaged(sequence, "is empty")),

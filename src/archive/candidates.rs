@@ -108,28 +108,28 @@ impl Archive {
             bytes_max: self.inner.limits.group_bytes_max,
         };
         let chunk = self.scan_one(scan).await?;
-        let mut list: Vec<Candidate> = Vec::new();
+        let mut found: Vec<Candidate> = Vec::new();
         for row in chunk.rows {
-            let Some((sequence, number)) = key::parse_log(&row.key) else {
+            let Some((sequence, part)) = key::parse_log(&row.key) else {
                 continue;
             };
             let position = (SortTime::UNDATED, sequence);
-            if list
+            if found
                 .last()
                 .is_none_or(|candidate| candidate.position != position)
             {
-                list.push(Candidate {
+                found.push(Candidate {
                     position,
                     head: None,
                 });
             }
-            if let (0, Some(candidate)) = (number, list.last_mut()) {
+            if let (0, Some(candidate)) = (part, found.last_mut()) {
                 candidate.head = Some(row.value);
             }
         }
-        let seen = list.last().map(|candidate| candidate.position);
+        let seen = found.last().map(|candidate| candidate.position);
         Ok(Candidates {
-            list,
+            list: found,
             seen,
             exhausted: chunk.exhausted,
         })

@@ -63,15 +63,16 @@ impl Writer {
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
         let mut next_job = None;
         loop {
-            let job = match next_job.take() {
-                Some(job) => Some(job),
-                None => tokio::select! {
+            let job = if next_job.is_some() {
+                next_job.take()
+            } else {
+                tokio::select! {
                     job = jobs.recv() => job,
                     () = stop.cancelled(), if !jobs.is_closed() => {
                         jobs.close();
                         continue;
                     }
-                },
+                }
             };
             match job {
                 None => return,
@@ -199,8 +200,12 @@ impl Writer {
         let heads = self.store.get_many(keys).await?;
         let mut latest = HashMap::new();
         for ((url, sequence), head) in found.into_iter().zip(heads) {
-            let head = head.ok_or_else(|| reader::no_record(sequence))?;
-            latest.insert(url, record::peek_id(sequence, &head)?);
+            // An old revision that is lost must not keep new ones out of the archive. Its reader
+            // will be told; here only its id is missing from the answer.
+            match head.ok_or_else(|| reader::no_record(sequence)) {
+                Ok(head) => latest.extend(record::peek_id(sequence, &head).map(|id| (url, id))),
+                Err(error) => tracing::error!(%error, "the latest revision of a URL is damaged"),
+            }
         }
         Ok(latest)
     }
@@ -244,7 +249,7 @@ impl Writer {
         let entry = reader
             .entry(&job.id)
             .await?
-            .ok_or_else(|| reader::not_found(&job.id))?;
+            .ok_or_else(|| reader::not_found(job.id))?;
         let head = reader.head(entry.sequence).await?;
         let row_count = record::row_count(entry.sequence, &head)?;
         let stored = reader.complete(entry.sequence, head).await?;

@@ -274,24 +274,24 @@ mod tests {
         assert!(error.message().contains(expected), "{error}");
     }
 
-    fn time(seconds: i64) -> Option<Timestamp> {
-        Some(Timestamp::new("t", seconds, 0).unwrap())
+    fn time(seconds: i64) -> Timestamp {
+        Timestamp::new("t", seconds, 0).unwrap()
     }
 
     #[test]
     fn refusals_name_field_value_and_limit() {
         check_refused("sources", "101 sources, the limit is 100", |f| {
-            f.sources = vec!["s".into(); 101]
+            f.sources = vec!["s".into(); 101];
         });
         check_refused("sources", "1 to 256 bytes", |f| {
-            f.sources = vec![String::new()]
+            f.sources = vec![String::new()];
         });
         check_refused("sources", "a\\nb", |f| f.sources = vec!["a\nb".into()]);
         check_refused("url", "8193 bytes, the limit is 8192", |f| {
-            f.url = "x".repeat(8193)
+            f.url = "x".repeat(8193);
         });
         check_refused("body_hash", "64 lower-case hex digits", |f| {
-            f.body_hash = "ab".into()
+            f.body_hash = "ab".into();
         });
         check_refused("min_sequence", "2 is above max_sequence 1", |f| {
             f.min_sequence = 2;
@@ -301,8 +301,8 @@ mod tests {
             "published_after",
             "1970-01-01T00:00:01+00:00 is later than",
             |f| {
-                f.published_after = time(1);
-                f.published_before = time(0);
+                f.published_after = Some(time(1));
+                f.published_before = Some(time(0));
             },
         );
     }
@@ -321,11 +321,11 @@ mod tests {
                 ..base.clone()
             },
             SelectorFields {
-                published_after: time(1),
+                published_after: Some(time(1)),
                 ..base.clone()
             },
             SelectorFields {
-                published_before: time(1),
+                published_before: Some(time(1)),
                 ..base.clone()
             },
             SelectorFields {

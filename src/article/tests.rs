@@ -42,24 +42,24 @@ fn check_refused(field: &str, expected: &str, change: impl FnOnce(&mut ArticleFi
 fn every_refusal_names_field_value_and_limit() {
     check_refused("title", "1 to 4096 bytes", |f| f.title.clear());
     check_refused("title", "has 4097 bytes, the limit is 4096", |f| {
-        f.title = "x".repeat(4097)
+        f.title = "x".repeat(4097);
     });
     check_refused("title", "U+000A at byte 3", |f| {
-        f.title = "two\nlines".into()
+        f.title = "two\nlines".into();
     });
     check_refused("title", "U+0085", |f| f.title = "next\u{85}line".into());
     check_refused("author", "the limit is 1024", |f| {
-        f.author = "x".repeat(1025)
+        f.author = "x".repeat(1025);
     });
     check_refused("author", "U+0000", |f| f.author = "\0".into());
     check_refused("source", "1 to 256 bytes", |f| f.source.clear());
     check_refused("source", "the limit is 256", |f| f.source = "x".repeat(257));
     check_refused("source", "contains \"](\"", |f| f.source = "a](b".into());
     check_refused("url", "the limit is 8192", |f| {
-        f.url = format!("http://a/{}", "x".repeat(8192))
+        f.url = format!("http://a/{}", "x".repeat(8192));
     });
     check_refused("url", "white space at byte 10", |f| {
-        f.url = "http://a/b c".into()
+        f.url = "http://a/b c".into();
     });
     check_refused("url", "contains \"](\"", |f| f.url = "http://a/](b".into());
     check_refused("url", "not an absolute URL", |f| f.url = "/relative".into());
@@ -77,7 +77,7 @@ fn the_limit_is_on_the_whole_text() {
         TEXT_BYTES_MAX
     );
     check_refused("body", "the limit is 3145728", |f| {
-        f.body = largest.body + "x"
+        f.body = largest.body + "x";
     });
 }
 

@@ -72,9 +72,7 @@ async fn put_file(file: &Path, client: &Client) -> Result<proto::PutArticleRespo
         article: Some(article),
     };
     let answer = client.articles().put_article(request).await;
-    answer
-        .map(|answer| answer.into_inner())
-        .map_err(|status| error_of(&status))
+    Ok(answer.map_err(|status| error_of(&status))?.into_inner())
 }
 
 /// Reads a file, or standard input.

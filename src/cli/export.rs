@@ -35,9 +35,9 @@ pub(super) async fn run(
     scan_selected(&args.selector, order, view, client, |articles| {
         for article in articles {
             if write_article(&args.folder, article)? {
-                written += 1
+                written += 1;
             } else {
-                present += 1
+                present += 1;
             }
         }
         Ok(())

@@ -36,7 +36,7 @@ struct Cli {
 /// Flags of every command.
 #[derive(Clone, Debug, clap::Args)]
 struct Shared {
-    /// The server to talk to [default: http://127.0.0.1:50051]
+    /// The server to talk to [default: `http://127.0.0.1:50051`]
     #[arg(long, global = true, value_name = "URL", env = "PRESSMARK_SERVER")]
     server: Option<String>,
     /// The archive to serve, or to open in this process while no server has it open: a folder, or
@@ -170,30 +170,38 @@ fn complain(line: &str) {
 
 async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     let Cli { shared, command } = cli;
-    let command = match command {
-        Command::Serve(args) => return serve::run(args, &shared, out).await,
-        other => other,
-    };
+    if let Command::Serve(args) = command {
+        return serve::run(args, &shared, out).await;
+    }
     let client = Client::connect(&shared.target()?).await?;
-    let json = shared.json;
-    let result = match command {
-        Command::Serve(_) => Ok(Outcome::Done),
-        Command::Put(args) => articles::put(args, &client, json, out).await,
-        Command::Get(args) => articles::get(args, &client, json, out).await,
-        Command::List(args) => select::list(args, &client, json, out).await,
-        Command::Scan(args) => select::scan(args, &client, json, out).await,
-        Command::Count(args) => select::count(args, &client, json, out).await,
-        Command::Missing(args) => articles::missing(args, &client, json, out).await,
-        Command::Import(args) => import::run(args, &client, json, out).await,
-        Command::Export(args) => export::run(args, &client, json, out).await,
-        Command::Sources => select::sources(&client, json, out).await,
-        Command::Delete(args) => articles::delete(args, &client, json, out).await,
-        Command::Stats => articles::stats(&client, json, out).await,
-    };
+    let result = run_on(command, &client, shared.json, out).await;
     let closed = client.close().await;
     let outcome = result?;
     closed?;
     Ok(outcome)
+}
+
+/// Runs a command that needs an archive.
+async fn run_on(
+    command: Command,
+    client: &Client,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    match command {
+        Command::Serve(_) => Ok(Outcome::Done),
+        Command::Put(args) => articles::put(args, client, json, out).await,
+        Command::Get(args) => articles::get(args, client, json, out).await,
+        Command::List(args) => select::list(args, client, json, out).await,
+        Command::Scan(args) => select::scan(args, client, json, out).await,
+        Command::Count(args) => select::count(args, client, json, out).await,
+        Command::Missing(args) => articles::missing(args, client, json, out).await,
+        Command::Import(args) => import::run(args, client, json, out).await,
+        Command::Export(args) => export::run(args, client, json, out).await,
+        Command::Sources => select::sources(client, json, out).await,
+        Command::Delete(args) => articles::delete(args, client, json, out).await,
+        Command::Stats => articles::stats(client, json, out).await,
+    }
 }
 
 impl Shared {

@@ -38,11 +38,10 @@ fn noise(length: usize) -> String {
 #[test]
 fn records_are_golden() {
     let rows = encoded(&article(String::new()));
-    let hex: String = rows
+    let hex = rows
         .concat()
         .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+        .fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     let header = "0101008130784404278ce9000000000000000100000002794a91beea9718ba08be96f45461c9481c0cb5a6009e5e5f1b05de9efd3694770000003900000039";
     let text = "0a2320740a0a5075626c69736865642061743a202a2a2a2a0a0a417574686f723a202a2a2a2a0a0a4f726967696e616c3a205b735d28290a0a";
     assert_eq!(hex, [header, text].concat());
@@ -110,11 +109,7 @@ fn a_delete_makes_two_records_that_name_each_other() {
 #[track_caller]
 fn check_damaged(rows: &[Bytes]) {
     let error = decode(7, rows).unwrap_err();
-    let found = matches!(
-        error.reason(),
-        Reason::RecordDamaged | Reason::FormatUnsupported
-    );
-    assert!(found, "{error}");
+    assert_eq!(error.reason(), Reason::RecordDamaged, "{error}");
     assert!(error.message().contains("log record 7"), "{error}");
 }
 

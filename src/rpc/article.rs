@@ -430,15 +430,9 @@ async fn scan(
 
 /// A scan's token is named `resume_token`, the list's `page_token`.
 fn resume_error(error: Error) -> Error {
-    match error.reason() {
-        Reason::PageTokenInvalid | Reason::PageTokenMismatch => {
-            let message = error
-                .message()
-                .trim_start_matches("page_token: ")
-                .to_owned();
-            Error::field(error.reason(), "resume_token", message)
-        }
-        _ => error,
+    match error.message().strip_prefix("page_token: ") {
+        Some(message) => Error::field(error.reason(), "resume_token", message),
+        None => error,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Mends what tonic answers by itself, so that clients see one kind of error.
 //!
-//! A request above the transport's limit is refused before our codec sees it, with OUT_OF_RANGE and
-//! no details; gRPC's own meaning of that is RESOURCE_EXHAUSTED. Nothing of ours uses OUT_OF_RANGE.
+//! A request above the transport's limit is refused before our codec sees it, with `OUT_OF_RANGE` and
+//! no details; gRPC's own meaning of that is `RESOURCE_EXHAUSTED`. Nothing of ours uses `OUT_OF_RANGE`.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};

@@ -75,13 +75,11 @@ pub async fn serve(
     }
     set_health(&health, ServingStatus::NotServing).await;
     stopping.cancel();
-    match tokio::time::timeout(options.drain, serving).await {
-        Ok(result) => result.map_err(failed),
-        Err(_) => {
-            tracing::warn!(drain = ?options.drain, "requests were still open and are cut off");
-            Ok(())
-        }
+    if let Ok(result) = tokio::time::timeout(options.drain, serving).await {
+        return result.map_err(failed);
     }
+    tracing::warn!(drain = ?options.drain, "requests were still open and are cut off");
+    Ok(())
 }
 
 /// Serves an archive to one client in this process, until `stop`.

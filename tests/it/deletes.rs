@@ -119,10 +119,7 @@ async fn a_deleted_article_is_in_no_list(engine: Engine) -> TestResult {
             assert_eq!(listed, (expected.clone(), left as u64), "{selector:?}");
         }
         let sources = archive.list_sources(10, "").await?.sources;
-        let counts: Vec<_> = sources
-            .iter()
-            .map(|source| source.stats.article_count)
-            .collect();
+        let counts: Vec<_> = sources.iter().map(|source| source.article_count).collect();
         // A source without articles is none.
         assert_eq!(counts, if left == 0 { vec![] } else { vec![left as u64] });
     }
@@ -190,14 +187,14 @@ async fn dates_of_a_source_shrink(engine: Engine) -> TestResult {
 /// Article count, first and last date of the source `Beacon`.
 async fn figures(archive: &Archive) -> (u64, Option<Timestamp>, Option<Timestamp>) {
     let sources = archive.list_sources(10, "").await.unwrap().sources;
-    let Source { stats, .. } = sources
+    let source: Source = sources
         .into_iter()
         .find(|source| source.name == "Beacon")
         .unwrap();
     (
-        stats.article_count,
-        stats.first_published_at(),
-        stats.last_published_at(),
+        source.article_count,
+        source.first_published_at,
+        source.last_published_at,
     )
 }
 

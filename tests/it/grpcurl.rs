@@ -59,7 +59,7 @@ fn article(number: usize) -> Value {
     json!({
         "title": format!("Title {number}"),
         "publishedAt": format!("2026-01-{:02}T00:00:00Z", number + 1),
-        "source": if number % 2 == 0 { "Gazette" } else { "Herald" },
+        "source": if number.is_multiple_of(2) { "Gazette" } else { "Herald" },
         "url": format!("https://example.com/{number}"),
         "body": format!("Body of number {number}.\n\n\"Quoted\" ** ]( é\n"),
     })
