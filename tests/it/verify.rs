@@ -68,7 +68,7 @@ async fn write(archive: &TestArchive, changes: impl IntoIterator<Item = Change>)
     }
     archive
         .store()
-        .write(batch, Durability::Synced)
+        .write(batch, Durability::Buffered)
         .await
         .unwrap();
 }
