@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -226,6 +226,7 @@ impl Store for SledStore {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
             let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
             drop(db);
+            wait_for_release(&folder);
             drop(lock);
             result
         });
@@ -395,6 +396,20 @@ fn lock(folder: &Path) -> Result<File> {
         .with_resource(folder.display().to_string())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// Waits until nobody holds the data file: threads of sled's own may, for a moment after its last
+/// handle is gone, and would make the next open fail.
+fn wait_for_release(folder: &Path) {
+    const ROUNDS_MAX: u32 = 1000;
+    const PAUSE: Duration = Duration::from_millis(5);
+    for _ in 0..ROUNDS_MAX {
+        match File::open(folder.join(DATA_FILE)).map(|data| data.try_lock()) {
+            Ok(Err(TryLockError::WouldBlock)) => std::thread::sleep(PAUSE),
+            _ => return,
+        }
+    }
+    tracing::warn!(folder = %folder.display(), "sled has not let go of its file");
 }
 
 fn remove_unfinished_snapshots(folder: &Path) -> io::Result<()> {

@@ -146,12 +146,12 @@ async fn dates_of_a_source_shrink(engine: Engine) -> TestResult {
     let archive = TestArchive::open(engine).await;
     // Two articles have the first date, and one has none.
     let dates = [Some(50), Some(10), Some(90), None, Some(10), Some(70)];
-    let dated = |(n, date): (u32, Option<i64>)| ArticleFields {
+    let with_date = |(n, date): (u32, Option<i64>)| ArticleFields {
         source: "Beacon".into(),
         published_at: date.map(time),
         ..fields(n)
     };
-    let puts = archive.put_all((0..).zip(dates).map(dated)).await;
+    let puts = archive.put_all((0..).zip(dates).map(with_date)).await;
     // The next source in byte order must not lend its dates.
     let other = ArticleFields {
         source: "Beacon!".into(),

@@ -189,7 +189,9 @@ async fn scans_go_back_over_any_keys() -> TestResult {
         keys.push([&[prefix][..], &[0xff; 9]].concat());
     }
     let mut batch = Batch::new();
-    keys.iter().for_each(|key| batch.put(key.clone(), vec![]));
+    for key in &keys {
+        batch.put(key.clone(), vec![]);
+    }
     store.write(batch, Synced).await?;
     keys.sort();
     keys.reverse();
