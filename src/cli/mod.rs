@@ -7,7 +7,7 @@ mod output;
 mod select;
 mod serve;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -86,7 +86,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether the command only lasts as long as somebody reads what it prints.
+    /// What is logged unless `PRESSMARK_LOG` says otherwise.
     fn log_level(&self) -> &'static str {
         if matches!(self, Self::Serve(_)) {
             "info"
@@ -137,9 +137,11 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("PRESSMARK_LOG")
         .unwrap_or_else(|_| EnvFilter::new(cli.command.log_level()));
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(colours)
         .init();
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
