@@ -20,6 +20,8 @@
 mod support;
 // Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
+// The command line: output, exit codes, pipes and signals.
+mod cli;
 // Real articles, through the command line.
 mod corpus;
 // kill -9 and SIGTERM of a server under load.
