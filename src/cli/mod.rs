@@ -20,6 +20,10 @@ use crate::store::{Locator, StoreOptions};
 /// The exit code of a command that did its work and found something wrong.
 const FOUND: u8 = 1;
 
+/// The variables that stand for `--server` and `--archive`.
+const SERVER_VARIABLE: &str = "PRESSMARK_SERVER";
+const ARCHIVE_VARIABLE: &str = "PRESSMARK_ARCHIVE";
+
 /// The exit code of a command that failed.
 const FAILED: u8 = 2;
 
@@ -36,12 +40,12 @@ struct Cli {
 /// Flags of every command.
 #[derive(Clone, Debug, clap::Args)]
 struct Shared {
-    /// The server to talk to [default: `http://127.0.0.1:50051`]
-    #[arg(long, global = true, value_name = "URL", env = "PRESSMARK_SERVER")]
+    /// The server to talk to [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
+    #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
     /// The archive to serve, or to open in this process while no server has it open: a folder, or
-    /// `memory:` [default of serve: ./pressmark-data]
-    #[arg(long, global = true, value_name = "LOCATOR", env = "PRESSMARK_ARCHIVE")]
+    /// `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
+    #[arg(long, global = true, value_name = "LOCATOR")]
     archive: Option<String>,
     /// MiB of pages that an archive opened in this process keeps in memory
     #[arg(
@@ -214,7 +218,12 @@ impl Shared {
     }
 
     fn target(&self) -> Result<Target> {
-        match (&self.server, &self.archive) {
+        // A flag wins over both variables, which clap would not tell apart from flags.
+        let (server, archive) = match (&self.server, &self.archive) {
+            (None, None) => (variable(SERVER_VARIABLE), variable(ARCHIVE_VARIABLE)),
+            flags => (flags.0.clone(), flags.1.clone()),
+        };
+        match (server, archive) {
             (Some(_), Some(_)) => Err(Error::field(
                 Reason::ArgumentInvalid,
                 "server",
@@ -222,15 +231,18 @@ impl Shared {
                  PRESSMARK_ARCHIVE; name one",
             )),
             (None, Some(archive)) => Ok(Target::Archive(archive.parse()?, self.store_options())),
-            (Some(server), None) => Ok(Target::Server(server.clone())),
+            (Some(server), None) => Ok(Target::Server(server)),
             (None, None) => Ok(Target::Server("http://127.0.0.1:50051".into())),
         }
     }
 
     fn locator(&self) -> Result<Locator> {
-        self.archive
-            .as_deref()
-            .unwrap_or("./pressmark-data")
-            .parse()
+        let named = self.archive.clone().or_else(|| variable(ARCHIVE_VARIABLE));
+        named.as_deref().unwrap_or("./pressmark-data").parse()
     }
+}
+
+/// A variable that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
