@@ -19,7 +19,7 @@ use walkdir::WalkDir;
 use super::output::{json_line, message_of};
 use super::{CommandResult, Failure, Outcome, complain};
 use crate::client::Client;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Kind, Reason, Result};
 use crate::format::markdown;
 use crate::rpc::{ImportArticlesRequest, error_of, proto};
 
@@ -286,6 +286,13 @@ async fn answer_files(
             results.extend(answer.results);
         }
         let result: proto::ImportResult = results.pop_front().unwrap_or_default();
+        // An article that may be sent again was not refused: the archive takes nothing now.
+        if let Some(error) = &result.error
+            && let Some(reason) = Reason::parse(&error.reason)
+            && reason.kind() == Kind::Unavailable
+        {
+            return Err(Error::new(reason, error.message.as_str()).into());
+        }
         let outcome = result.outcome();
         tell(
             path,
