@@ -90,6 +90,12 @@ enum Command {
 }
 
 impl Command {
+    /// Whether the command makes sense on an archive that is not there yet. For the others a
+    /// mistyped folder is an error and not an empty archive.
+    fn begins_archive(&self) -> bool {
+        matches!(self, Self::Serve(_) | Self::Put(_) | Self::Import(_))
+    }
+
     /// What is logged unless `PRESSMARK_LOG` says otherwise.
     fn log_level(&self) -> &'static str {
         if matches!(self, Self::Serve(_)) {
@@ -179,7 +185,7 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     if let Command::Serve(args) = command {
         return serve::run(args, &shared, out).await;
     }
-    let client = Client::connect(&shared.target()?).await?;
+    let client = Client::connect(&shared.target(command.begins_archive())?).await?;
     let result = run_on(command, &client, shared.json, out).await;
     let closed = client.close().await;
     let outcome = result?;
@@ -217,7 +223,7 @@ impl Shared {
         }
     }
 
-    fn target(&self) -> Result<Target> {
+    fn target(&self, begins_archive: bool) -> Result<Target> {
         // A flag wins over both variables, which clap would not tell apart from flags.
         let (server, archive) = match (&self.server, &self.archive) {
             (None, None) => (variable(SERVER_VARIABLE), variable(ARCHIVE_VARIABLE)),
@@ -230,7 +236,17 @@ impl Shared {
                 "both a server and an archive are named, by flags or by PRESSMARK_SERVER and \
                  PRESSMARK_ARCHIVE; name one",
             )),
-            (None, Some(archive)) => Ok(Target::Archive(archive.parse()?, self.store_options())),
+            (None, Some(archive)) => {
+                let locator = archive.parse()?;
+                if let Locator::Folder(folder) = &locator
+                    && !begins_archive
+                    && !folder.exists()
+                {
+                    let what = format!("no archive is at {archive}; put or import begins one");
+                    return Err(Error::new(Reason::FileFailed, what).with_resource(archive));
+                }
+                Ok(Target::Archive(locator, self.store_options()))
+            }
             (Some(server), None) => Ok(Target::Server(server)),
             (None, None) => Ok(Target::Server("http://127.0.0.1:50051".into())),
         }

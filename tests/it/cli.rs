@@ -462,6 +462,12 @@ fn errors_exit_with_2_and_name_their_object() {
     );
 
     scratch.run(&["--server", &url, "list"]).exits(2);
+    let mistyped = scratch.run_on("archvie", &["list"]).exits(2);
+    assert!(mistyped.err.contains("archvie"), "{}", mistyped.err);
+    assert!(
+        !scratch.path("archvie").exists(),
+        "reading begins no archive"
+    );
     scratch.run(&["no-such-command"]).exits(2);
     Ran::of(program().args(["--archive", "s3://bucket", "list"])).exits(2);
     Ran::of(program().args(["--help"])).exits(0);
