@@ -161,7 +161,8 @@ fn read_files(paths: &[PathBuf], items: &mpsc::Sender<Item>) {
         {
             let item = match entry {
                 Ok(entry) if entry.depth() > 0 && !is_article(entry.path()) => continue,
-                Ok(entry) if entry.file_type().is_dir() => continue,
+                // A link to a folder is not followed, so that a tree cannot be endless.
+                Ok(entry) if entry.path().is_dir() => continue,
                 Ok(entry) => {
                     let path = entry.into_path();
                     Item {

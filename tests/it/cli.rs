@@ -65,6 +65,7 @@ impl Scratch {
         }
         self.write("tree/.hidden/broken.md", "not looked at");
         self.write("tree/picture.png", "not looked at");
+        std::os::unix::fs::symlink(self.path("tree"), self.path("tree/link")).unwrap();
         self.text("tree")
     }
 }
