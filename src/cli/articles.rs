@@ -1,6 +1,6 @@
 //! `pressmark put`, `get`, `missing`, `delete` and `stats`.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -67,9 +67,13 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 async fn put_file(file: &Path, client: &Client) -> Result<proto::PutArticleResponse> {
-    let article = message_of(markdown::read(&read_input(file)?)?);
+    let article = if file == Path::new(STDIN) {
+        markdown::read(io::stdin().lock())?
+    } else {
+        markdown::read(File::open(file).map_err(markdown::unreadable)?)?
+    };
     let request = proto::PutArticleRequest {
-        article: Some(article),
+        article: Some(message_of(article)),
     };
     let answer = client.articles().put_article(request).await;
     Ok(answer.map_err(|status| error_of(&status))?.into_inner())

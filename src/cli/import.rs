@@ -5,7 +5,7 @@
 //! number of files.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -202,9 +202,8 @@ fn is_article(path: &Path) -> bool {
 }
 
 fn read_file(path: &Path) -> Result<proto::Article> {
-    let file = fs::read(path)
-        .map_err(|error| Error::new(Reason::FileFailed, "cannot be read").with_source(error))?;
-    markdown::read(&file).map(message_of)
+    let file = File::open(path).map_err(markdown::unreadable)?;
+    markdown::read(file).map(message_of)
 }
 
 /// A file that was sent, or refused before: the results come in this order.

@@ -1,6 +1,7 @@
 //! The commands that take a selector: `pressmark list`, `scan`, `count`; and `sources`.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use serde_json::json;
@@ -17,6 +18,9 @@ const PAGE_SIZE: i32 = 1000;
 
 /// How often a scan that broke off without any progress is taken up again.
 const RESUMES_MAX: usize = 5;
+
+/// The pause before that, in which a server can be restarted.
+const RESUME_DELAY: Duration = Duration::from_secs(1);
 
 /// Which articles.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -210,6 +214,8 @@ pub(super) async fn scan_selected(
         if error.kind() != Kind::Unavailable || breaks > RESUMES_MAX {
             return Err(error.into());
         }
+        tracing::warn!(%error, "the scan broke off and is taken up behind its last chunk");
+        tokio::time::sleep(RESUME_DELAY).await;
     }
 }
 

@@ -1,6 +1,8 @@
 //! Markdown in the canonical layout: one article a file, whose id is the hash of the file.
 
-use crate::article::{Article, ContentHash, Timestamp};
+use std::io::{self, Read};
+
+use crate::article::{Article, ContentHash, TEXT_BYTES_MAX, Timestamp};
 use crate::error::{Error, Reason, Result};
 
 /// The ending of files that are written, and the endings of those that are read in folders.
@@ -8,16 +10,31 @@ pub const ENDING: &str = "md";
 /// The endings that are read in folders.
 pub const ENDINGS: [&str; 3] = [ENDING, "markdown", "txt"];
 
-/// Reads a file in the canonical layout.
+/// Reads a file in the canonical layout, and never more of it than an article can have.
 ///
 /// # Errors
-/// `ArticleInvalid`, naming the field, or `text` if the file is not UTF-8.
-pub fn read(file: &[u8]) -> Result<Article> {
-    let text = std::str::from_utf8(file).map_err(|error| {
+/// `FileFailed` if it cannot be read; `ArticleInvalid`, naming the field, or `text` if the file is
+/// too long or not UTF-8.
+pub fn read(file: impl Read) -> Result<Article> {
+    let limit = u64::try_from(TEXT_BYTES_MAX).unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut bytes)
+        .map_err(unreadable)?;
+    if bytes.len() > TEXT_BYTES_MAX {
+        let what = format!("has more than {TEXT_BYTES_MAX} bytes, the limit of a canonical text");
+        return Err(Error::field(Reason::ArticleInvalid, "text", what));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|error| {
         let what = format!("is not UTF-8 from byte {} on", error.valid_up_to());
         Error::field(Reason::ArticleInvalid, "text", what)
     })?;
     Article::parse(text)
+}
+
+/// The error of a file that cannot be opened or read.
+pub fn unreadable(error: io::Error) -> Error {
+    Error::new(Reason::FileFailed, "cannot be read").with_source(error)
 }
 
 /// Where an article is exported to: a folder per day, and its id as the name.
@@ -42,9 +59,19 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_utf_8_says_where() {
-        let error = read(b"\n# a\xff").unwrap_err();
+        let error = read(&b"\n# a\xff"[..]).unwrap_err();
         assert_eq!(error.field_name(), Some("text"));
         assert!(error.message().contains("from byte 4 on"), "{error}");
+    }
+
+    #[test]
+    fn an_endless_file_is_refused_without_reading_it_all() {
+        let error = read(io::repeat(b'x')).unwrap_err();
+        assert_eq!(error.field_name(), Some("text"));
+        assert!(
+            error.message().contains("more than 3145728 bytes"),
+            "{error}"
+        );
     }
 
     #[test]
