@@ -64,7 +64,7 @@ fn sentences() -> Vec<String> {
             let body = entry["body"]
                 .as_str()
                 .unwrap_or_default()
-                .replace('\n', " ");
+                .replace(char::is_control, " ");
             let parts = body
                 .split(". ")
                 .filter(|part| part.len() > 30 && !part.contains('\0'));
@@ -139,6 +139,14 @@ struct Server {
     child: Child,
     address: String,
     open: Duration,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended already, as it should.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Server {

@@ -33,6 +33,7 @@ pub fn read(file: impl Read) -> Result<Article> {
 }
 
 /// The error of a file that cannot be opened or read.
+#[must_use]
 pub fn unreadable(error: io::Error) -> Error {
     Error::new(Reason::FileFailed, "cannot be read").with_source(error)
 }
