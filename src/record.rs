@@ -180,14 +180,28 @@ fn encode(
     ))
 }
 
-/// How many rows a record has, which its first row tells.
+/// How much of the log a record takes up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its rows.
+    pub row_count: u16,
+    /// Bytes of all of them.
+    pub stored_bytes: u64,
+}
+
+/// How much of the log a record takes up, which its first row tells.
 ///
 /// # Errors
 /// `RecordDamaged` if the row cannot be the first of a record.
-pub fn row_count(sequence: Sequence, first_row: &[u8]) -> Result<u16> {
+pub fn extent(sequence: Sequence, first_row: &[u8]) -> Result<Extent> {
     let header = Header::parse(sequence, first_row)?;
-    let rows = (HEADER_BYTES + header.payload_bytes).div_ceil(ROW_BYTES_MAX);
-    u16::try_from(rows).map_err(|_| header.damaged(sequence, "names too many rows"))
+    let stored_bytes = HEADER_BYTES + header.payload_bytes;
+    let row_count = u16::try_from(stored_bytes.div_ceil(ROW_BYTES_MAX))
+        .map_err(|_| header.damaged(sequence, "names too many rows"))?;
+    Ok(Extent {
+        row_count,
+        stored_bytes: u64::try_from(stored_bytes).unwrap_or(u64::MAX),
+    })
 }
 
 /// The id that the first row of a record names. Unproven: only the whole record can prove it.

@@ -1,11 +1,12 @@
 //! Candidates for a page: which table has the order of a query, and the next rows of it.
 
+use std::cmp::Ordering;
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::Archive;
-use super::reader::FETCH_RECORDS;
+use super::reader::{FETCH_RECORDS, behind};
 use super::scan::Cursor;
 use super::selector::{Order, Query, Selector};
 use crate::error::{Error, Reason, Result};
@@ -190,18 +191,11 @@ impl Archive {
         let rows = chunks.iter().flat_map(|chunk| &chunk.rows);
         let mut positions: Vec<Position> =
             rows.filter_map(|row| key::parse_dated(&row.key)).collect();
-        match direction {
-            Direction::Ascending => {
-                let known = ends.min();
-                positions.retain(|position| known.is_none_or(|known| *position <= known));
-                positions.sort_unstable();
-            }
-            Direction::Descending => {
-                let known = ends.max();
-                positions.retain(|position| known.is_none_or(|known| *position >= known));
-                positions.sort_unstable_by(|a, b| b.cmp(a));
-            }
+        let order = |a: &Position, b: &Position| compare(direction, a, b);
+        if let Some(known) = ends.min_by(order) {
+            positions.retain(|position| order(position, &known).is_le());
         }
+        positions.sort_unstable_by(order);
         let seen = positions.last().copied();
         Ok(Candidates {
             list: visible(positions, &query.selector, cursor),
@@ -248,15 +242,10 @@ impl Archive {
                 }
             }
         }
-        match query.order.direction() {
-            Direction::Ascending => positions.sort_unstable(),
-            Direction::Descending => positions.sort_unstable_by(|a, b| b.cmp(a)),
-        }
+        let order = |a: &Position, b: &Position| compare(query.order.direction(), a, b);
+        positions.sort_unstable_by(order);
         if let Some(after) = cursor.after {
-            match query.order.direction() {
-                Direction::Ascending => positions.retain(|position| *position > after),
-                Direction::Descending => positions.retain(|position| *position < after),
-            }
+            positions.retain(|position| order(position, &after).is_gt());
         }
         let exhausted = positions.len() <= count;
         positions.truncate(count);
@@ -276,6 +265,14 @@ impl Archive {
             rows_max: INDEX_ROWS,
             bytes_max,
         }
+    }
+}
+
+/// The order of positions in a direction.
+fn compare(direction: Direction, a: &Position, b: &Position) -> Ordering {
+    match direction {
+        Direction::Ascending => a.cmp(b),
+        Direction::Descending => b.cmp(a),
     }
 }
 
@@ -341,9 +338,4 @@ pub(super) fn time_range(
         }
     }
     start..end
-}
-
-/// The first key behind a key.
-pub(super) fn behind(key: &[u8]) -> Vec<u8> {
-    [key, &[0]].concat()
 }

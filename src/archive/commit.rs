@@ -15,7 +15,7 @@ use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, ShortHash, SortTime, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, HashEntry, Rows, SourceStats, Totals};
+use crate::record::{self, Content, Extent, HashEntry, Rows, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Scan, Store};
 
 /// Adds the figures of the whole archive to a batch.
@@ -202,8 +202,11 @@ impl Writer {
         for ((url, sequence), head) in found.into_iter().zip(heads) {
             // An old revision that is lost must not keep new ones out of the archive. Its reader
             // will be told; here only its id is missing from the answer.
-            match head.ok_or_else(|| reader::no_record(sequence)) {
-                Ok(head) => latest.extend(record::peek_id(sequence, &head).map(|id| (url, id))),
+            let head = head.ok_or_else(|| reader::no_record(sequence));
+            match head.and_then(|head| record::peek_id(sequence, &head)) {
+                Ok(id) => {
+                    latest.insert(url, id);
+                }
                 Err(error) => tracing::error!(%error, "the latest revision of a URL is damaged"),
             }
         }
@@ -251,7 +254,7 @@ impl Writer {
             .await?
             .ok_or_else(|| reader::not_found(job.id))?;
         let head = reader.head(entry.sequence).await?;
-        let row_count = record::row_count(entry.sequence, &head)?;
+        let extent = record::extent(entry.sequence, &head)?;
         let stored = reader.complete(entry.sequence, head).await?;
         let article = match stored.content {
             Content::Article(article) if stored.id == job.id => article,
@@ -268,8 +271,6 @@ impl Writer {
                 return Err(reader::wrong_record(&job.id, entry.sequence));
             }
         };
-        let rows = reader.rows(entry.sequence, row_count).await?;
-        let stored_bytes: usize = rows.iter().map(bytes::Bytes::len).sum();
         let facts = IndexFacts::of(&article, job.id);
         let stats = self.stats_without(&facts, entry.sequence).await?;
         let mut plan = Plan::new(self.figures, HashMap::new());
@@ -277,9 +278,8 @@ impl Writer {
         let deleted = Deleted {
             facts: &facts,
             sequence: entry.sequence,
-            row_count,
+            extent,
             text_bytes: u64::try_from(article.text_bytes()).unwrap_or(u64::MAX),
-            stored_bytes: u64::try_from(stored_bytes).unwrap_or(u64::MAX),
         };
         let sequence = plan.delete(&deleted, &job.reason, job.now)?;
         self.write(plan).await?;
@@ -334,9 +334,8 @@ struct Known {
 struct Deleted<'a> {
     facts: &'a IndexFacts,
     sequence: Sequence,
-    row_count: u16,
+    extent: Extent,
     text_bytes: u64,
-    stored_bytes: u64,
 }
 
 /// A batch in the making, with the figures that it leads to.
@@ -406,7 +405,7 @@ impl Plan {
             record::encode_delete(id, now, reason, deleted.sequence, sequence)?;
         self.put_record(sequence, deletion)?;
         self.put_record(deleted.sequence, tombstone)?;
-        for row in 1..deleted.row_count {
+        for row in 1..deleted.extent.row_count {
             self.batch.remove(key::log_row(deleted.sequence, row));
         }
         let entry = HashEntry {
@@ -423,7 +422,9 @@ impl Plan {
         totals.article_count = totals.article_count.saturating_sub(1);
         totals.deleted_count += 1;
         totals.text_bytes = totals.text_bytes.saturating_sub(deleted.text_bytes);
-        totals.stored_bytes = totals.stored_bytes.saturating_sub(deleted.stored_bytes);
+        totals.stored_bytes = totals
+            .stored_bytes
+            .saturating_sub(deleted.extent.stored_bytes);
         Ok(sequence)
     }
 

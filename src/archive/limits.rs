@@ -3,6 +3,7 @@
 use crate::article::{
     AUTHOR_BYTES_MAX, SOURCE_BYTES_MAX, TEXT_BYTES_MAX, TITLE_BYTES_MAX, URL_BYTES_MAX,
 };
+use crate::error::{Error, Reason, Result};
 use crate::record::REASON_BYTES_MAX;
 
 const KIB: usize = 1024;
@@ -91,6 +92,26 @@ impl Default for Limits {
             import_results_max: 1024,
             connection_streams_max: 128,
             verify_findings_max: 1000,
+        }
+    }
+}
+
+impl Limits {
+    /// Brings a page size into its range: 0 stands for the default, more than the limit for the limit.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid` if it is negative.
+    pub fn page_size(&self, asked: i32) -> Result<usize> {
+        match usize::try_from(asked) {
+            Ok(0) => Ok(self.page_articles_default),
+            Ok(count) => Ok(count.min(self.page_articles_max)),
+            Err(_) => {
+                let what = format!(
+                    "{asked} is negative, it needs 0 to {}",
+                    self.page_articles_max
+                );
+                Err(Error::field(Reason::ArgumentInvalid, "page_size", what))
+            }
         }
     }
 }

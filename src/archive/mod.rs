@@ -193,6 +193,12 @@ impl Archive {
         *self.inner.committed.borrow()
     }
 
+    /// The next sequence and the totals, as they are stored.
+    async fn figures(&self) -> Result<(Sequence, Totals)> {
+        let figures = read_figures(&*self.inner.store).await?;
+        figures.ok_or_else(|| Error::new(Reason::IndexDamaged, "the archive has lost its figures"))
+    }
+
     /// The engine's name.
     #[must_use]
     pub fn engine(&self) -> &'static str {

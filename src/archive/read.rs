@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 
-use super::candidates::behind;
-use super::limits::Limits;
-use super::reader::{FETCH_RECORDS, Reader, not_found, scan_one, wrong_record};
+use super::Archive;
+use super::reader::{
+    FETCH_RECORDS, Reader, advance, behind, not_found, short_answer, wrong_record,
+};
 use super::scan::{PageBudget, Room};
 use super::token::{self, Fingerprint};
-use super::{Archive, read_figures};
 use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES_MAX};
 use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::key::{self, Sequence, ShortHash, meta};
 use crate::metrics::Metrics;
 use crate::record::{Content, HashEntry, Record, SourceStats, Totals};
-use crate::store::{Direction, Scan, StoreStats};
+use crate::store::{Chunk, Direction, Scan, StoreStats};
 
 /// How many ids an ambiguous prefix is answered with.
 const AMBIGUOUS_IDS_SHOWN: usize = 5;
@@ -29,6 +29,26 @@ pub struct StoredArticle {
     pub archived_at: Timestamp,
     /// The article.
     pub article: Article,
+}
+
+impl StoredArticle {
+    /// Takes the article from a record, if it holds one.
+    pub(super) fn of(sequence: Sequence, record: Record) -> Option<Self> {
+        let Record {
+            id,
+            archived_at,
+            content,
+        } = record;
+        match content {
+            Content::Article(article) => Some(Self {
+                id,
+                sequence,
+                archived_at,
+                article,
+            }),
+            Content::Deletion { .. } | Content::Tombstone { .. } => None,
+        }
+    }
 }
 
 /// What became of the ids of a look-up. Every id asked for is in one list, once.
@@ -131,11 +151,8 @@ impl Archive {
                 let id = key::parse_hash(&row.key).filter(|_| entry.sequence <= self.committed());
                 found.extend(id.map(|id| (id, entry)));
             }
-            match chunk.rows.last() {
-                Some(last) if !chunk.exhausted && found.len() <= 1 => {
-                    scan.range.start = behind(&last.key);
-                }
-                _ => break,
+            if found.len() > 1 || !advance(&mut scan.range, &chunk) {
+                break;
             }
         }
         match found.as_slice() {
@@ -181,16 +198,8 @@ impl Archive {
             };
             let sequence = key::parse_sequence(&row.key).unwrap_or_default();
             let record = self.reader().record(sequence).await?;
-            if let Content::Article(article) = record.content {
-                let Record {
-                    id, archived_at, ..
-                } = record;
-                return Ok(StoredArticle {
-                    id,
-                    sequence,
-                    archived_at,
-                    article,
-                });
+            if let Some(stored) = StoredArticle::of(sequence, record) {
+                return Ok(stored);
             }
             // Deleted since the index row was read: the revision before it is the latest.
             end = row.key.to_vec();
@@ -264,7 +273,7 @@ impl Archive {
         let mut range = meta::sources();
         if !token.is_empty() {
             let last = token::decode(token, fingerprint)?;
-            range.start = [meta::source("").as_slice(), &last, &[0]].concat();
+            range.start = behind(&[meta::source("").as_slice(), &last].concat());
         }
         let scan = Scan {
             range,
@@ -302,9 +311,7 @@ impl Archive {
     /// # Errors
     /// `StoreFailed`, `IndexDamaged`.
     pub async fn stats(&self) -> Result<Stats> {
-        let figures = read_figures(&*self.inner.store).await?;
-        let (_, totals) = figures
-            .ok_or_else(|| Error::new(Reason::IndexDamaged, "the archive has lost its figures"))?;
+        let (_, totals) = self.figures().await?;
         let queue = &self.inner.queue;
         Ok(Stats {
             totals,
@@ -324,8 +331,10 @@ impl Archive {
         Reader::new(&*self.inner.store, &self.inner.metrics)
     }
 
-    pub(super) async fn scan_one(&self, scan: Scan) -> Result<crate::store::Chunk> {
-        scan_one(&*self.inner.store, scan).await
+    /// Reads one chunk.
+    pub(super) async fn scan_one(&self, scan: Scan) -> Result<Chunk> {
+        let chunks = self.inner.store.scan_many(vec![scan]).await?;
+        chunks.into_iter().next().ok_or_else(short_answer)
     }
 
     async fn entry(&self, id: &ContentHash) -> Result<Option<HashEntry>> {
@@ -380,24 +389,4 @@ fn check_count(field: &str, count: usize, count_max: usize) -> Result<()> {
     }
     let what = format!("{count} ids, a call needs 1 to {count_max}");
     Err(Error::field(Reason::ArgumentInvalid, field, what))
-}
-
-impl Limits {
-    /// Brings a page size into its range: 0 stands for the default, more than the limit for the limit.
-    ///
-    /// # Errors
-    /// `ArgumentInvalid` if it is negative.
-    pub fn page_size(&self, asked: i32) -> Result<usize> {
-        match usize::try_from(asked) {
-            Ok(0) => Ok(self.page_articles_default),
-            Ok(count) => Ok(count.min(self.page_articles_max)),
-            Err(_) => {
-                let what = format!(
-                    "{asked} is negative, it needs 0 to {}",
-                    self.page_articles_max
-                );
-                Err(Error::field(Reason::ArgumentInvalid, "page_size", what))
-            }
-        }
-    }
 }

@@ -1,5 +1,7 @@
 //! Reads records of the log by sequence and proves them; the errors of what is not there.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::article::ContentHash;
@@ -7,15 +9,26 @@ use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::metrics::Metrics;
 use crate::record::{self, HashEntry, Record};
-use crate::store::{Scan, Store};
+use crate::store::{Chunk, Store};
 
 /// How many records are fetched at a time: of each at first one row of up to 64 KiB.
 pub(super) const FETCH_RECORDS: usize = 64;
 
-/// Reads one chunk.
-pub(super) async fn scan_one(store: &dyn Store, scan: Scan) -> Result<crate::store::Chunk> {
-    let chunks = store.scan_many(vec![scan]).await?;
-    chunks.into_iter().next().ok_or_else(short_answer)
+/// The first key behind a key.
+pub(super) fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
+/// Moves the start of a range behind the rows of an ascending chunk of it. Returns whether there are
+/// rows left.
+pub(super) fn advance(range: &mut Range<Vec<u8>>, chunk: &Chunk) -> bool {
+    match chunk.rows.last() {
+        Some(last) if !chunk.exhausted => {
+            range.start = behind(&last.key);
+            true
+        }
+        _ => false,
+    }
 }
 
 /// Reads records of the log and proves them.
@@ -65,7 +78,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The first `row_count` rows of a record.
-    pub(super) async fn rows(&self, sequence: Sequence, row_count: u16) -> Result<Vec<Bytes>> {
+    async fn rows(&self, sequence: Sequence, row_count: u16) -> Result<Vec<Bytes>> {
         let mut keys = vec![key::log(sequence)];
         keys.extend((1..row_count).map(|row| key::log_row(sequence, row)));
         let values = self.store.get_many(keys).await?;
@@ -96,7 +109,7 @@ impl<'a> Reader<'a> {
     }
 
     async fn decode(&self, sequence: Sequence, head: Bytes) -> Result<Record> {
-        let row_count = record::row_count(sequence, &head)?;
+        let row_count = record::extent(sequence, &head)?.row_count;
         let rows = if row_count <= 1 {
             vec![head]
         } else {

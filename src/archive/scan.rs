@@ -10,15 +10,15 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::Archive;
-use super::candidates::{Candidate, Plan, Position, behind, time_prefixes, time_range};
+use super::candidates::{Candidate, Plan, Position, time_prefixes, time_range};
 use super::read::StoredArticle;
-use super::reader::FETCH_RECORDS;
+use super::reader::{FETCH_RECORDS, advance};
 use super::selector::{Order, Query, Selector};
 use super::token;
 use crate::article::Article;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, SortTime};
-use crate::record::{Content, Record};
+use crate::record::Record;
 use crate::store::Direction;
 
 /// What an article takes in a message besides its text: hashes, times, tags and lengths.
@@ -179,24 +179,19 @@ impl Archive {
     /// `StoreFailed`; `RecordDamaged` if records had to be read.
     pub async fn count(&self, selector: &Selector) -> Result<(u64, Sequence)> {
         let as_of = self.committed();
-        let by_prefix = selector.url_key().is_some() || selector.body_key().is_some();
-        let by_two = selector.url_key().is_some() && selector.body_key().is_some();
         let by_time = selector.bounds_dates() || !selector.sources().is_empty();
-        let order = Order::Arrival(Direction::Ascending);
-        let query = Query {
-            selector: selector.clone(),
-            order,
+        let prefix = match (selector.url_key(), selector.body_key()) {
+            (None, None) => return Ok((self.count_by_time(selector, as_of).await?, as_of)),
+            (Some(url), None) if !by_time => Some(key::url_prefix(url)),
+            (None, Some(body)) if !by_time => Some(key::body_prefix(body)),
+            _ => None,
         };
-        let count = match Plan::of(&query) {
-            Plan::BySequence(_) if by_two || by_time => self.count_records(&query, as_of).await?,
-            Plan::BySequence(prefix) => {
+        let count = match prefix {
+            Some(prefix) => {
                 let range = key::prefix_range(&prefix);
                 self.count_rows(range, selector, as_of).await?
             }
-            Plan::Log | Plan::ByTime(_) | Plan::Sorted(_) => {
-                debug_assert!(!by_prefix, "a URL or body is planned by its prefix");
-                self.count_by_time(selector, as_of).await?
-            }
+            None => self.count_records(selector, as_of).await?,
         };
         Ok((count, as_of))
     }
@@ -215,7 +210,7 @@ impl Archive {
 
     async fn count_from_figures(&self, selector: &Selector) -> Result<u64> {
         if selector.sources().is_empty() {
-            return Ok(self.stats().await?.totals.article_count);
+            return Ok(self.figures().await?.1.article_count);
         }
         let keys = selector
             .sources()
@@ -248,31 +243,33 @@ impl Archive {
             let meant =
                 sequences.filter(|sequence| *sequence <= as_of && selector.includes(*sequence));
             count += u64::try_from(meant.count()).unwrap_or(u64::MAX);
-            match chunk.rows.last() {
-                Some(last) if !chunk.exhausted => range.start = behind(&last.key),
-                _ => return Ok(count),
+            if !advance(&mut range, &chunk) {
+                return Ok(count);
             }
         }
     }
 
-    async fn count_records(&self, query: &Query, as_of: Sequence) -> Result<u64> {
-        let plan = Plan::of(query);
-        let mut cursor = Cursor { as_of, after: None };
+    /// Counts what pages hold, as of a sequence.
+    async fn count_records(&self, selector: &Selector, as_of: Sequence) -> Result<u64> {
+        let query = Query {
+            selector: selector.clone(),
+            order: Order::Arrival(Direction::Ascending),
+        };
+        let budget = PageBudget {
+            view: View::Head,
+            articles_max: usize::MAX,
+            bytes_max: self.inner.limits.scan_chunk_bytes,
+        };
+        let start = Cursor { as_of, after: None };
+        let mut token = token::encode(query.fingerprint(), &start.encode());
         let mut count = 0;
         loop {
-            let candidates = self
-                .candidates(&plan, query, &cursor, FETCH_RECORDS)
-                .await?;
-            let heads = self.heads(&candidates.list).await?;
-            for (candidate, head) in candidates.list.iter().zip(heads) {
-                let sequence = candidate.position.1;
-                let record = self.reader().complete(sequence, head).await?;
-                count += u64::from(selected(&query.selector, sequence, record).is_some());
+            let page = self.page(&query, &token, &budget).await?;
+            count += u64::try_from(page.articles.len()).unwrap_or(u64::MAX);
+            match page.next_token {
+                Some(next) => token = next,
+                None => return Ok(count),
             }
-            if candidates.exhausted {
-                return Ok(count);
-            }
-            cursor.after = candidates.seen.or(cursor.after);
         }
     }
 
@@ -307,18 +304,5 @@ impl Archive {
 
 /// The article of a record, if the selector means it.
 fn selected(selector: &Selector, sequence: Sequence, record: Record) -> Option<StoredArticle> {
-    let Record {
-        id,
-        archived_at,
-        content,
-    } = record;
-    match content {
-        Content::Article(article) if selector.matches(sequence, &article) => Some(StoredArticle {
-            id,
-            sequence,
-            archived_at,
-            article,
-        }),
-        Content::Article(_) | Content::Deletion { .. } | Content::Tombstone { .. } => None,
-    }
+    StoredArticle::of(sequence, record).filter(|stored| selector.matches(sequence, &stored.article))
 }

@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 
-use super::candidates::behind;
-use super::reader::{FETCH_RECORDS, scan_one};
-use super::{Archive, read_figures};
-use crate::error::{Error, Reason, Result};
+use super::Archive;
+use super::reader::{FETCH_RECORDS, advance};
+use crate::error::{Reason, Result};
 use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH, meta};
 use crate::record::{self, Content, HashEntry, SourceStats, Totals};
 use crate::store::{Chunk, Direction, Scan};
@@ -100,7 +99,7 @@ impl Check<'_> {
             rows_max,
             bytes_max: self.archive.limits().group_bytes_max,
         };
-        scan_one(&*self.archive.inner.store, scan).await
+        self.archive.scan_one(scan).await
     }
 
     /// Walks the log: no sequence is left out, every record is intact and has its index rows.
@@ -109,7 +108,7 @@ impl Check<'_> {
         let mut rows: Vec<(Sequence, Bytes)> = Vec::new();
         loop {
             let chunk = self.chunk(range.clone(), FETCH_RECORDS).await?;
-            let last = chunk.rows.last().map(|row| row.key.clone());
+            let has_more = advance(&mut range, &chunk);
             for row in chunk.rows {
                 match key::parse_log(&row.key) {
                     None => self.find(
@@ -127,9 +126,8 @@ impl Check<'_> {
                     }
                 }
             }
-            match last {
-                Some(last) if !chunk.exhausted => range.start = behind(&last),
-                _ => break,
+            if !has_more {
+                break;
             }
         }
         self.record(rows).await
@@ -268,9 +266,8 @@ impl Check<'_> {
                     );
                 }
             }
-            match chunk.rows.last() {
-                Some(last) if !chunk.exhausted => range.start = behind(&last.key),
-                _ => return Ok(()),
+            if !advance(&mut range, &chunk) {
+                return Ok(());
             }
         }
     }
@@ -304,9 +301,7 @@ impl Check<'_> {
 
     /// Compares the figures with what the log adds up to.
     async fn figures(&mut self) -> Result<()> {
-        let (next, totals) = read_figures(&*self.archive.inner.store)
-            .await?
-            .ok_or_else(|| Error::new(Reason::IndexDamaged, "the archive has lost its figures"))?;
+        let (next, totals) = self.archive.figures().await?;
         if next != self.facts.last + 1 {
             self.find(
                 None,
@@ -333,9 +328,8 @@ impl Check<'_> {
                 let name = meta::parse_source(&row.key).unwrap_or_default().to_owned();
                 found.insert(name, SourceStats::decode(&row.value).ok());
             }
-            match chunk.rows.last() {
-                Some(last) if !chunk.exhausted => range.start = behind(&last.key),
-                _ => break,
+            if !advance(&mut range, &chunk) {
+                break;
             }
         }
         let expected = std::mem::take(&mut self.facts.sources);

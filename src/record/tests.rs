@@ -64,7 +64,10 @@ fn records_of_every_size_come_back_whole() {
             let article = article(body);
             let rows = encoded(&article);
             assert!(rows.iter().all(|row| row.len() <= ROW_BYTES_MAX));
-            assert_eq!(usize::from(row_count(7, &rows[0]).unwrap()), rows.len());
+            assert_eq!(
+                usize::from(extent(7, &rows[0]).unwrap().row_count),
+                rows.len()
+            );
             let record = decode(7, &rows).unwrap();
             assert_eq!(record.id, article.id());
             assert_eq!(record.archived_at, time());
@@ -141,7 +144,7 @@ proptest! {
         if let (true, Some(first)) = (as_format, bytes.first_mut()) {
             *first = FORMAT;
         }
-        prop_assert!(row_count(1, &bytes).map_or(true, |rows| rows <= 50));
+        prop_assert!(extent(1, &bytes).map_or(true, |extent| extent.row_count <= 50));
         prop_assert!(decode(1, &[bytes.into()]).is_err());
     }
 }

@@ -58,7 +58,7 @@ pub struct SledStore {
     folder: PathBuf,
     open_micros: u64,
     /// Read for the moment of a clone only; empty after close.
-    db: Arc<RwLock<Option<Db>>>,
+    db: RwLock<Option<Db>>,
     writer: Mutex<Option<Writer>>,
     poison: Arc<Poison>,
 }
@@ -115,7 +115,7 @@ impl SledStore {
         Ok(Self {
             folder: folder.to_owned(),
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            db: Arc::new(RwLock::new(Some(db))),
+            db: RwLock::new(Some(db)),
             writer: Mutex::new(Some(Writer {
                 queue,
                 thread,
