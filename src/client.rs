@@ -7,12 +7,13 @@ use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
 
 use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
-use crate::rpc;
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
 use crate::rpc::proto::article_service_client::ArticleServiceClient;
+use crate::rpc::{self, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, error_of};
 use crate::store::{self, Locator, StoreOptions};
 
 /// The largest message taken from a server, whose own limit is below that.
@@ -20,10 +21,6 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Bytes that the pipe to an archive in this process holds.
 const PIPE_BYTES: usize = 1024 * 1024;
-
-/// Bytes in flight per request and per connection.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Where a client finds its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -145,6 +142,16 @@ impl Client {
         guard.close().await?;
         served?
     }
+}
+
+/// Takes the message from an answer, or the error that a server answered with.
+///
+/// # Errors
+/// The error that the status tells.
+pub fn message<T>(answer: Result<Response<T>, Status>) -> Result<T> {
+    answer
+        .map(Response::into_inner)
+        .map_err(|status| error_of(&status))
 }
 
 fn configure(endpoint: Endpoint) -> Endpoint {

@@ -1,6 +1,6 @@
 //! `pressmark put`, `get`, `missing`, `delete` and `stats`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -8,16 +8,14 @@ use serde_json::json;
 
 use super::output::{article_json, article_of, json_line, message_of, outcome_text, time_of};
 use super::{CommandResult, Outcome, complain};
-use crate::client::Client;
+use crate::archive::Limits;
+use crate::client::{Client, message};
 use crate::error::{Error, Kind, Reason, Result};
 use crate::format::markdown;
-use crate::rpc::{error_of, proto};
+use crate::rpc::proto;
 
 /// The name of standard input.
 const STDIN: &str = "-";
-
-/// Ids sent in one call: what the server takes.
-const MISSING_IDS: usize = 10_000;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PutArgs {
@@ -67,32 +65,33 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 async fn put_file(file: &Path, client: &Client) -> Result<proto::PutArticleResponse> {
-    let article = if file == Path::new(STDIN) {
-        markdown::read(io::stdin().lock())?
-    } else {
-        markdown::read(File::open(file).map_err(markdown::unreadable)?)?
-    };
+    let input = open_input(file).map_err(markdown::unreadable)?;
+    let article = markdown::read(input)?;
     let request = proto::PutArticleRequest {
         article: Some(message_of(article)),
     };
-    let answer = client.articles().put_article(request).await;
-    Ok(answer.map_err(|status| error_of(&status))?.into_inner())
+    message(client.articles().put_article(request).await)
+}
+
+/// Opens a file, or standard input.
+fn open_input(file: &Path) -> io::Result<Box<dyn Read>> {
+    Ok(if file == Path::new(STDIN) {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(File::open(file)?)
+    })
 }
 
 /// Reads a file, or standard input.
 fn read_input(file: &Path) -> Result<Vec<u8>> {
-    let read = || {
-        if file == Path::new(STDIN) {
-            let mut bytes = Vec::new();
-            io::stdin().lock().read_to_end(&mut bytes)?;
-            return Ok(bytes);
-        }
-        fs::read(file)
-    };
-    read().map_err(|error: io::Error| {
-        let message = format!("cannot read {}", file.display());
-        Error::new(Reason::FileFailed, message).with_source(error)
-    })
+    let mut bytes = Vec::new();
+    open_input(file)
+        .and_then(|mut input| input.read_to_end(&mut bytes))
+        .map_err(|error| {
+            let message = format!("cannot read {}", file.display());
+            Error::new(Reason::FileFailed, message).with_source(error)
+        })?;
+    Ok(bytes)
 }
 
 #[derive(Debug, clap::Args)]
@@ -118,12 +117,8 @@ pub(super) async fn get(
         name: Some(name),
         view,
     };
-    let answer = client
-        .articles()
-        .get_article(request)
-        .await
-        .map_err(|status| error_of(&status))?;
-    let article = answer.into_inner().article.unwrap_or_default();
+    let answer = message(client.articles().get_article(request).await)?;
+    let article = answer.article.unwrap_or_default();
     if json {
         json_line(out, &article_json(&article, true))?;
     } else {
@@ -161,10 +156,9 @@ pub(super) async fn missing(
         .filter(|line| !line.is_empty())
         .collect();
     let mut outcome = Outcome::Done;
-    for some in ids.chunks(MISSING_IDS) {
+    for some in ids.chunks(Limits::default().find_missing_ids_max) {
         let request = proto::FindMissingArticlesRequest { ids: some.to_vec() };
-        let answer = client.articles().find_missing_articles(request).await;
-        let answer = answer.map_err(|status| error_of(&status))?.into_inner();
+        let answer = message(client.articles().find_missing_articles(request).await)?;
         for id in &answer.missing_ids {
             outcome = Outcome::Found;
             if json {
@@ -203,12 +197,7 @@ pub(super) async fn delete(
         id: args.id,
         reason: args.reason,
     };
-    let answer = client
-        .articles()
-        .delete_article(request)
-        .await
-        .map_err(|status| error_of(&status))?;
-    let delete = answer.into_inner();
+    let delete = message(client.articles().delete_article(request).await)?;
     let word = match delete.outcome() {
         proto::DeleteOutcome::AlreadyDeleted => "already deleted",
         proto::DeleteOutcome::Deleted | proto::DeleteOutcome::Unspecified => "deleted",
@@ -233,10 +222,8 @@ pub(super) async fn stats(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     let mut admin = client.admin();
-    let info = admin.get_server_info(proto::GetServerInfoRequest {}).await;
-    let info = info.map_err(|status| error_of(&status))?.into_inner();
-    let stats = admin.get_stats(proto::GetStatsRequest {}).await;
-    let stats = stats.map_err(|status| error_of(&status))?.into_inner();
+    let info = message(admin.get_server_info(proto::GetServerInfoRequest {}).await)?;
+    let stats = message(admin.get_stats(proto::GetStatsRequest {}).await)?;
     let counts = [
         ("article_count", stats.article_count),
         ("deleted_count", stats.deleted_count),

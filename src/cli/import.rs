@@ -18,7 +18,7 @@ use walkdir::WalkDir;
 
 use super::output::{json_line, message_of};
 use super::{CommandResult, Failure, Outcome, complain};
-use crate::client::Client;
+use crate::client::{Client, message};
 use crate::error::{Error, Kind, Reason, Result};
 use crate::format::markdown;
 use crate::rpc::{ImportArticlesRequest, error_of, proto};
@@ -265,7 +265,7 @@ async fn answer_files(
     mut tell: impl FnMut(PathBuf, Result<proto::PutOutcome, String>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let answers = client.articles().import_articles(stream).await;
-    let mut answers = answers.map_err(|status| error_of(&status))?.into_inner();
+    let mut answers = message(answers)?;
     let mut results = VecDeque::new();
     while let Some((path, refused)) = sent.recv().await {
         if let Some(error) = refused {

@@ -5,9 +5,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::article::{Article, ArticleFields, Timestamp};
+use crate::article::{Article, Timestamp};
 use crate::error::{Error, Reason, Result};
-use crate::rpc::proto;
+use crate::rpc::{self, proto};
 
 /// Prints an object as one line.
 pub(super) fn json_line(out: &mut (dyn Write + Send), value: &impl Serialize) -> io::Result<()> {
@@ -100,36 +100,20 @@ pub(super) fn outcome_text(outcome: proto::PutOutcome) -> &'static str {
 
 /// Builds the article of a message again and checks that it has the id that the server named.
 pub(super) fn article_of(message: proto::Article) -> Result<Article> {
-    let id = message.id;
-    let article = Article::new(ArticleFields {
-        title: message.title,
-        published_at: time_of(message.published_at),
-        author: message.author,
-        source: message.source,
-        url: message.url,
-        body: message.body,
-    })?;
+    let id = message.id.clone();
+    let (article, claimed) = rpc::article_of(message)?;
     let found = article.id();
-    if found.to_string() == id {
-        Ok(article)
-    } else {
-        let message = format!("article {id} arrived with a text whose hash is {found}");
-        Err(Error::new(Reason::RecordDamaged, message).with_resource(id))
+    if claimed == Some(found) {
+        return Ok(article);
     }
+    let message = format!("article {id} arrived with a text whose hash is {found}");
+    Err(Error::new(Reason::RecordDamaged, message).with_resource(id))
 }
 
-/// An article as the message that stores it.
+/// An article as the message that stores it, with the id that the server has to find.
 pub(super) fn message_of(article: Article) -> proto::Article {
-    let id = article.id().to_string();
-    let fields = article.into_fields();
     proto::Article {
-        id,
-        title: fields.title,
-        published_at: fields.published_at.map(crate::rpc::timestamp_of),
-        author: fields.author,
-        source: fields.source,
-        url: fields.url,
-        body: fields.body,
-        ..proto::Article::default()
+        id: article.id().to_string(),
+        ..rpc::fields_message(article)
     }
 }

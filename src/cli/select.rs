@@ -9,7 +9,7 @@ use serde_json::json;
 use super::output::{article_json, head_line, json_line, source_line};
 use super::{CommandResult, Failure, Outcome};
 use crate::article::Timestamp;
-use crate::client::Client;
+use crate::client::{Client, message};
 use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::rpc::{error_of, proto, timestamp_of};
 
@@ -133,8 +133,7 @@ pub(super) async fn list(
     };
     while left > 0 {
         request.page_size = i32::try_from(left).unwrap_or(PAGE_SIZE).min(PAGE_SIZE);
-        let page = client.articles().list_articles(request.clone()).await;
-        let page = page.map_err(|status| error_of(&status))?.into_inner();
+        let page = message(client.articles().list_articles(request.clone()).await)?;
         left = left.saturating_sub(page.articles.len());
         print_articles(&page.articles, json, false, out)?;
         request.page_token = page.next_page_token;
@@ -250,12 +249,7 @@ pub(super) async fn count(
     let request = proto::CountArticlesRequest {
         selector: Some(args.selector.message()),
     };
-    let answer = client
-        .articles()
-        .count_articles(request)
-        .await
-        .map_err(|status| error_of(&status))?;
-    let answer = answer.into_inner();
+    let answer = message(client.articles().count_articles(request).await)?;
     let count = answer.article_count.unwrap_or_default();
     if json {
         json_line(
@@ -278,8 +272,7 @@ pub(super) async fn sources(
         page_token: String::new(),
     };
     loop {
-        let page = client.articles().list_sources(request.clone()).await;
-        let page = page.map_err(|status| error_of(&status))?.into_inner();
+        let page = message(client.articles().list_sources(request.clone()).await)?;
         for source in &page.sources {
             source_line(out, source, json)?;
         }

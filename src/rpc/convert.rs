@@ -100,7 +100,10 @@ fn time_of(field: &str, time: Option<prost_types::Timestamp>) -> Result<Option<T
 }
 
 /// Validates an article, and the id that was sent with it if there is one.
-pub(super) fn article_of(message: proto::Article) -> Result<(Article, Option<ContentHash>)> {
+///
+/// # Errors
+/// `ArticleInvalid`, or `ArgumentInvalid` for id and date, naming the field.
+pub fn article_of(message: proto::Article) -> Result<(Article, Option<ContentHash>)> {
     let claimed = match message.id.as_str() {
         "" => None,
         id => Some(ContentHash::parse("id", id)?),
@@ -126,22 +129,32 @@ pub(super) fn message_of(stored: StoredArticle, view: View) -> proto::Article {
     } = stored;
     let body_hash = article.body_hash().to_string();
     let text_bytes = count(article.text_bytes());
-    let fields = article.into_fields();
+    let mut message = fields_message(article);
+    if view == View::Head {
+        message.body = String::new();
+    }
     proto::Article {
         id: id.to_string(),
+        body_hash,
+        sequence,
+        archived_at: Some(timestamp_of(archived_at)),
+        text_bytes,
+        ..message
+    }
+}
+
+/// Turns the six fields of an article into a message.
+#[must_use]
+pub fn fields_message(article: Article) -> proto::Article {
+    let fields = article.into_fields();
+    proto::Article {
         title: fields.title,
         published_at: fields.published_at.map(timestamp_of),
         author: fields.author,
         source: fields.source,
         url: fields.url,
-        body: match view {
-            View::Head => String::new(),
-            View::Full => fields.body,
-        },
-        body_hash,
-        sequence,
-        archived_at: Some(timestamp_of(archived_at)),
-        text_bytes,
+        body: fields.body,
+        ..proto::Article::default()
     }
 }
 

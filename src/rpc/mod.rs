@@ -8,8 +8,10 @@ mod layer;
 mod server;
 mod wire;
 
-pub use self::convert::{error_of, status_of, timestamp_of};
-pub use self::server::{ServeOptions, serve, serve_pipe};
+pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
+pub use self::server::{
+    CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ServeOptions, serve, serve_pipe,
+};
 pub use self::wire::ImportArticlesRequest;
 
 /// The messages, clients and server traits that the protos define.

@@ -21,9 +21,11 @@ use super::proto::article_service_server::{ArticleServiceServer, SERVICE_NAME as
 use crate::archive::Archive;
 use crate::error::{Error, Reason, Result};
 
-/// Bytes in flight per request and per connection: enough for a message of articles.
-const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Bytes in flight per request, in either direction.
+pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+
+/// Bytes in flight per connection, in either direction: enough for a message of articles.
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// How long a silent connection is trusted to be alive.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);

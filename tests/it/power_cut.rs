@@ -33,23 +33,15 @@ impl Disk {
         let folder = tempfile::tempdir().unwrap();
         let disk = Self { folder };
         std::fs::create_dir(disk.mount_point()).unwrap();
-        run("truncate", &["-s", "2G", disk.image()]);
-        run("mkfs.ext4", &["-q", "-F", disk.image()]);
+        run("truncate", &["-s", "2G", &disk.image()]);
+        run("mkfs.ext4", &["-q", "-F", &disk.image()]);
         disk.mount();
         disk
     }
 
-    fn image(&self) -> &str {
-        // Leaked once per test, so that the many commands that need it stay short.
-        Box::leak(
-            self.folder
-                .path()
-                .join("image")
-                .into_os_string()
-                .into_string()
-                .unwrap()
-                .into_boxed_str(),
-        )
+    fn image(&self) -> String {
+        let image = self.folder.path().join("image");
+        image.into_os_string().into_string().unwrap()
     }
 
     fn mount_point(&self) -> PathBuf {
@@ -64,7 +56,7 @@ impl Disk {
             &[
                 "-o",
                 "loop,commit=600",
-                self.image(),
+                &self.image(),
                 point.to_str().unwrap(),
             ],
         );
