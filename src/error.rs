@@ -53,6 +53,8 @@ pub enum Reason {
     ArticleNotFound,
     /// The article was deleted; its tombstone says when and why.
     ArticleDeleted,
+    /// The article's record was damaged and set aside; storing the article again heals it.
+    ArticleQuarantined,
     /// A page would have to sort more rows than the limit allows.
     TooManyToSort,
     /// Another process holds the archive.
@@ -61,6 +63,12 @@ pub enum Reason {
     FormatUnsupported,
     /// The archive cannot be opened because its files are damaged.
     ArchiveDamaged,
+    /// A restore into the archive was not finished; run it again.
+    RestoreUnfinished,
+    /// A backup was cut, changed or is no backup.
+    BackupDamaged,
+    /// A backup does not go on where the archive, or the backup before it, ends.
+    BackupMismatch,
     /// A log record does not match its checksum or its id.
     RecordDamaged,
     /// An index row names a log record that is not there or differs.
@@ -81,7 +89,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -92,10 +100,14 @@ impl Reason {
         Self::MessageTooLarge,
         Self::ArticleNotFound,
         Self::ArticleDeleted,
+        Self::ArticleQuarantined,
         Self::TooManyToSort,
         Self::ArchiveLocked,
         Self::FormatUnsupported,
         Self::ArchiveDamaged,
+        Self::RestoreUnfinished,
+        Self::BackupDamaged,
+        Self::BackupMismatch,
         Self::RecordDamaged,
         Self::IndexDamaged,
         Self::WritesStopped,
@@ -126,10 +138,14 @@ impl Reason {
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
             Self::ArticleNotFound => "ARTICLE_NOT_FOUND",
             Self::ArticleDeleted => "ARTICLE_DELETED",
+            Self::ArticleQuarantined => "ARTICLE_QUARANTINED",
             Self::TooManyToSort => "TOO_MANY_TO_SORT",
             Self::ArchiveLocked => "ARCHIVE_LOCKED",
             Self::FormatUnsupported => "FORMAT_UNSUPPORTED",
             Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
+            Self::RestoreUnfinished => "RESTORE_UNFINISHED",
+            Self::BackupDamaged => "BACKUP_DAMAGED",
+            Self::BackupMismatch => "BACKUP_MISMATCH",
             Self::RecordDamaged => "RECORD_DAMAGED",
             Self::IndexDamaged => "INDEX_DAMAGED",
             Self::WritesStopped => "WRITES_STOPPED",
@@ -153,15 +169,21 @@ impl Reason {
             | Self::PageTokenMismatch
             | Self::MessageMalformed => Kind::InvalidArgument,
             Self::ArticleNotFound | Self::ArticleDeleted => Kind::NotFound,
-            Self::ArchiveLocked | Self::FormatUnsupported | Self::FileFailed => {
-                Kind::FailedPrecondition
-            }
+            Self::ArchiveLocked
+            | Self::FormatUnsupported
+            | Self::RestoreUnfinished
+            | Self::BackupMismatch
+            | Self::FileFailed => Kind::FailedPrecondition,
             Self::MessageTooLarge | Self::TooManyToSort => Kind::ResourceExhausted,
             Self::WritesStopped
             | Self::StoreFailed
             | Self::ShuttingDown
             | Self::ServerUnreachable => Kind::Unavailable,
-            Self::ArchiveDamaged | Self::RecordDamaged | Self::IndexDamaged => Kind::DataLoss,
+            Self::ArchiveDamaged
+            | Self::ArticleQuarantined
+            | Self::BackupDamaged
+            | Self::RecordDamaged
+            | Self::IndexDamaged => Kind::DataLoss,
             Self::Internal => Kind::Internal,
         }
     }

@@ -10,6 +10,7 @@
 //! u  blake3(canonical URL):16  sequence:8     revisions of a URL
 //! b  blake3(body):16  sequence:8              copies of a body
 //! m  name                                     format, next sequence, totals, per-source figures
+//! q  sequence:8  row:2                        rows of damaged records that were set aside
 //!
 //! time = seconds since 1970 as i64 with its sign bit flipped, then nanoseconds as u32;
 //!        an undated article has twelve zero bytes and so stands before every date
@@ -41,6 +42,8 @@ pub const TABLE_URL: u8 = b'u';
 pub const TABLE_BODY: u8 = b'b';
 /// Figures about the archive.
 pub const TABLE_META: u8 = b'm';
+/// Rows of damaged records, kept for whoever wants to try what is left of them.
+pub const TABLE_QUARANTINE: u8 = b'q';
 
 /// The tables that are an index of the log, with one row per article (`u` has none for an empty URL).
 pub const INDEX_TABLES: [u8; 5] = [TABLE_HASH, TABLE_DATE, TABLE_SOURCE, TABLE_URL, TABLE_BODY];
@@ -190,6 +193,17 @@ pub fn log_row(sequence: Sequence, row: u16) -> Vec<u8> {
     [log(sequence).as_slice(), &row.to_be_bytes()].concat()
 }
 
+/// The key under which a row of a damaged record is kept.
+#[must_use]
+pub fn quarantine(sequence: Sequence, row: u16) -> Vec<u8> {
+    [
+        [TABLE_QUARANTINE].as_slice(),
+        &sequence.to_be_bytes(),
+        &row.to_be_bytes(),
+    ]
+    .concat()
+}
+
 /// All rows of the records `first..=last`.
 #[must_use]
 pub fn log_range(first: Sequence, last: Sequence) -> Range<Vec<u8>> {
@@ -335,6 +349,24 @@ pub mod meta {
         named(b"totals")
     }
 
+    /// Random bytes that tell this archive, and the backups of it, from others.
+    #[must_use]
+    pub fn archive_id() -> Vec<u8> {
+        named(b"archive_id")
+    }
+
+    /// The sequence at which an unfinished restore will end.
+    #[must_use]
+    pub fn restoring() -> Vec<u8> {
+        named(b"restoring")
+    }
+
+    /// How the last scrub went.
+    #[must_use]
+    pub fn scrub() -> Vec<u8> {
+        named(b"scrub")
+    }
+
     /// Figures about one source.
     #[must_use]
     pub fn source(name: &str) -> Vec<u8> {
@@ -407,6 +439,10 @@ mod tests {
         assert_eq!(meta::next_sequence(), b"mnext_sequence");
         assert_eq!(meta::totals(), b"mtotals");
         assert_eq!(meta::source("Ab"), b"msource/Ab");
+        assert_eq!(meta::archive_id(), b"marchive_id");
+        assert_eq!(meta::restoring(), b"mrestoring");
+        assert_eq!(meta::scrub(), b"mscrub");
+        assert_eq!(hex(&quarantine(0x0102, 3)), "7100000000000001020003");
     }
 
     #[test]

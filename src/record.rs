@@ -3,16 +3,17 @@
 //!
 //! ```text
 //!  0   1  format    1
-//!  1   1  kind      1 article, 2 deletion, 3 tombstone
+//!  1   1  kind      1 article, 2 deletion, 3 tombstone, 4 quarantine
 //!  2   1  codec     0 stored, 1 zstd (its frame names the dictionary, if it needs one)
 //!  3   8  checksum  first 8 bytes of BLAKE3 over all other bytes of the record
 //! 11   8  archived  seconds since 1970, i64: when the server took it in, or deleted it
 //! 19   4  archived  nanoseconds, u32
-//! 23  32  id        of the article
+//! 23  32  id        of the article; zeros in a quarantine whose article nobody knows
 //! 55   4  text      bytes of the payload before compression, u32
 //! 59   4  payload   bytes of the payload over all rows, u32
 //! 63   .  payload   article: its canonical text
 //!                   deletion and tombstone: sequence of the counterpart (8), reason (UTF-8)
+//!                   quarantine: state that table h had (1), what was wrong (UTF-8)
 //! ```
 //!
 //! A record above [`ROW_BYTES_MAX`] is cut: the first row is full, the others hold only payload.
@@ -20,6 +21,10 @@
 //! A delete is itself a record of the log (kind 2, at a sequence of its own, so that a reader who
 //! follows the log learns of it), and the article's record becomes a tombstone (kind 3) that holds
 //! no text. Each names the other's sequence.
+//!
+//! A record that cannot prove itself any more is set aside by a repair: its bytes move to table `q`,
+//! and a quarantine (kind 4) keeps its place in the log. The article is stored again, at a new
+//! sequence, by the next put of the same text.
 
 mod index;
 
@@ -27,7 +32,9 @@ use std::cell::RefCell;
 
 use bytes::Bytes;
 
-pub use self::index::{HashEntry, SourceStats, Totals, decode_format, decode_sequence};
+pub use self::index::{
+    EntryState, HashEntry, ScrubResult, SourceStats, Totals, decode_format, decode_sequence,
+};
 use crate::article::{Article, ContentHash, HASH_BYTES, TEXT_BYTES_MAX, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::Sequence;
@@ -40,6 +47,9 @@ pub const ROW_BYTES_MAX: usize = 64 * 1024;
 
 /// The longest reason of a deletion.
 pub const REASON_BYTES_MAX: usize = 1024;
+
+/// The id in the quarantine of a record that has lost its own. No text is known to have this hash.
+pub const UNKNOWN_ID: ContentHash = ContentHash::from_bytes([0; HASH_BYTES]);
 
 const KIND_AT: usize = 1;
 const CODEC_AT: usize = KIND_AT + 1;
@@ -56,6 +66,7 @@ const _: () = assert!(HEADER_BYTES == 63 && HEADER_BYTES < ROW_BYTES_MAX);
 const KIND_ARTICLE: u8 = 1;
 const KIND_DELETION: u8 = 2;
 const KIND_TOMBSTONE: u8 = 3;
+const KIND_QUARANTINE: u8 = 4;
 
 const CODEC_STORED: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
@@ -82,12 +93,19 @@ pub enum Content {
         /// Why it was deleted.
         reason: String,
     },
+    /// What keeps the place of a record that was damaged and is set aside.
+    Quarantine {
+        /// The state that the id had in table `h`, and keeps until the article is stored again.
+        state: EntryState,
+        /// What was wrong with the record.
+        reason: String,
+    },
 }
 
 /// One record of the log, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// The id of the article that it holds, deletes or held.
+    /// The id of the article that it holds, deletes or held; [`UNKNOWN_ID`] if nobody knows.
     pub id: ContentHash,
     /// When the server took the article in, or deleted it.
     pub archived_at: Timestamp,
@@ -146,6 +164,32 @@ pub fn encode_delete(
         encode_half(KIND_DELETION, article)?,
         encode_half(KIND_TOMBSTONE, deletion)?,
     ])
+}
+
+/// Encodes what keeps the place of a damaged record. A longer text of what was wrong is cut.
+///
+/// # Errors
+/// None that a caller could cause.
+pub fn encode_quarantine(
+    id: ContentHash,
+    noticed_at: Timestamp,
+    state: EntryState,
+    reason: &str,
+) -> Result<Rows> {
+    let mut end = reason.len().min(REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    let reason = reason.get(..end).unwrap_or_default();
+    let payload = [&[state.as_byte()], reason.as_bytes()].concat();
+    encode(
+        KIND_QUARANTINE,
+        CODEC_STORED,
+        id,
+        noticed_at,
+        payload.len(),
+        &payload,
+    )
 }
 
 fn encode(
@@ -268,6 +312,12 @@ fn decode_content(header: &Header, text: Vec<u8>) -> Result<Content, String> {
         let article = Article::parse_trusted(&text).map_err(|error| error.to_string())?;
         return Ok(Content::Article(article));
     }
+    if header.kind == KIND_QUARANTINE {
+        let (state, reason) = text.split_first().ok_or("is too short")?;
+        let state = EntryState::from_byte(*state).ok_or("has an unknown state")?;
+        let reason = String::from_utf8(reason.to_vec()).map_err(|error| error.to_string())?;
+        return Ok(Content::Quarantine { state, reason });
+    }
     let (counterpart, reason) = text.split_first_chunk().ok_or("is too short")?;
     let counterpart = Sequence::from_be_bytes(*counterpart);
     let reason = String::from_utf8(reason.to_vec()).map_err(|error| error.to_string())?;
@@ -283,6 +333,9 @@ fn decode_content(header: &Header, text: Vec<u8>) -> Result<Content, String> {
         other => Err(format!("has the unknown kind {other}")),
     }
 }
+
+/// What to do about a damaged record.
+const SET_ASIDE: &str = "set it aside with `pressmark verify --repair`, then heal it from a backup";
 
 struct Header {
     kind: u8,
@@ -333,7 +386,7 @@ impl Header {
         let id = self.id.to_string();
         Error::new(
             Reason::RecordDamaged,
-            format!("article {id}: log record {sequence} {what}; restore it from a backup"),
+            format!("article {id}: log record {sequence} {what}; {SET_ASIDE}"),
         )
         .with_resource(id)
     }
@@ -346,7 +399,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 fn damaged(sequence: Sequence, what: &str) -> Error {
     Error::new(
         Reason::RecordDamaged,
-        format!("log record {sequence} {what}; restore it from a backup"),
+        format!("log record {sequence} {what}; {SET_ASIDE}"),
     )
     .with_resource(format!("sequence {sequence}"))
 }

@@ -10,25 +10,37 @@ use tokio_util::sync::CancellationToken;
 
 use super::job::{Delete, DeleteJob, DeleteOutcome, Job, Prepared, Put, PutJob, PutOutcome};
 use super::limits::Limits;
+use super::open::ArchiveId;
 use super::reader::{self, Reader};
-use crate::article::{ContentHash, Timestamp};
+use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, ShortHash, SortTime, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, Extent, HashEntry, Rows, SourceStats, Totals};
+use crate::record::{self, Content, EntryState, Extent, HashEntry, Rows, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Scan, Store};
 
-/// Adds the figures of the whole archive to a batch.
-pub(super) fn put_figures(batch: &mut Batch, next: Sequence, totals: Totals) {
-    batch.put(meta::next_sequence(), next.to_be_bytes().to_vec());
-    batch.put(meta::totals(), totals.encode());
+/// The batch that begins an archive, or a repair of one whose figures are lost.
+pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(meta::format(), vec![record::FORMAT]);
+    batch.put(meta::archive_id(), archive_id.to_vec());
+    figures.put(&mut batch);
+    batch
 }
 
-/// The state that the next group starts from. Changed only after its batch is durable.
-#[derive(Clone, Copy, Debug)]
-struct Figures {
-    next: Sequence,
-    totals: Totals,
+/// The figures of the whole archive that the next group starts from. Changed only after its batch
+/// is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Figures {
+    pub(super) next: Sequence,
+    pub(super) totals: Totals,
+}
+
+impl Figures {
+    fn put(self, batch: &mut Batch) {
+        batch.put(meta::next_sequence(), self.next.to_be_bytes().to_vec());
+        batch.put(meta::totals(), self.totals.encode());
+    }
 }
 
 /// The single writer.
@@ -47,15 +59,14 @@ impl Writer {
         limits: Limits,
         metrics: Arc<Metrics>,
         committed: watch::Sender<Sequence>,
-        next: Sequence,
-        totals: Totals,
+        figures: Figures,
     ) -> Self {
         Self {
             store,
             limits,
             metrics,
             committed,
-            figures: Figures { next, totals },
+            figures,
         }
     }
 
@@ -107,11 +118,16 @@ impl Writer {
         let mut puts = Vec::with_capacity(articles.len());
         for (article, entry) in articles.into_iter().zip(known.entries) {
             let id = article.id();
-            let stored = entry.map(|entry| (entry.sequence, entry.deleted));
-            let stored = stored.or_else(|| in_group.get(&id).map(|sequence| (*sequence, false)));
+            let stored = match entry.map(|entry| (entry.state, entry.sequence)) {
+                Some((EntryState::Deleted, sequence)) => Some((sequence, PutOutcome::Deleted)),
+                Some((EntryState::Stored, sequence)) => Some((sequence, PutOutcome::Duplicate)),
+                // What is quarantined is healed by storing it anew.
+                Some((EntryState::Quarantined, _)) | None => in_group
+                    .get(&id)
+                    .map(|sequence| (*sequence, PutOutcome::Duplicate)),
+            };
             let (sequence, outcome) = match stored {
-                Some((sequence, true)) => (sequence, PutOutcome::Deleted),
-                Some((sequence, false)) => (sequence, PutOutcome::Duplicate),
+                Some(known) => known,
                 None => {
                     let url = article.facts.url;
                     let sequence = plan.add(article)?;
@@ -257,8 +273,10 @@ impl Writer {
         let extent = record::extent(entry.sequence, &head)?;
         let stored = reader.complete(entry.sequence, head).await?;
         let article = match stored.content {
-            Content::Article(article) if stored.id == job.id => article,
-            Content::Tombstone { deletion, reason } if entry.deleted && stored.id == job.id => {
+            Content::Article(article) if stored.id == job.id => Some(article),
+            // There is no text left to delete, but the id is kept out from now on.
+            Content::Quarantine { .. } if stored.id == job.id => None,
+            Content::Tombstone { deletion, reason } if stored.id == job.id => {
                 return Ok(Delete {
                     id: job.id,
                     outcome: DeleteOutcome::AlreadyDeleted,
@@ -267,21 +285,22 @@ impl Writer {
                     reason,
                 });
             }
-            Content::Article(_) | Content::Tombstone { .. } | Content::Deletion { .. } => {
+            Content::Article(_)
+            | Content::Tombstone { .. }
+            | Content::Deletion { .. }
+            | Content::Quarantine { .. } => {
                 return Err(reader::wrong_record(&job.id, entry.sequence));
             }
         };
-        let facts = IndexFacts::of(&article, job.id);
-        let stats = self.stats_without(&facts, entry.sequence).await?;
         let mut plan = Plan::new(self.figures, HashMap::new());
-        plan.changed_sources.insert(facts.source.clone(), stats);
-        let deleted = Deleted {
-            facts: &facts,
-            sequence: entry.sequence,
-            extent,
-            text_bytes: u64::try_from(article.text_bytes()).unwrap_or(u64::MAX),
-        };
-        let sequence = plan.delete(&deleted, &job.reason, job.now)?;
+        if let Some(article) = article {
+            let facts = IndexFacts::of(&article, job.id);
+            let stats = self.stats_without(&facts, entry.sequence).await?;
+            plan.changed_sources.insert(facts.source.clone(), stats);
+            let text_bytes = u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
+            plan.remove(&facts, entry.sequence, extent, text_bytes);
+        }
+        let sequence = plan.delete(job, entry.sequence)?;
         self.write(plan).await?;
         self.metrics.deleted.add(1);
         Ok(Delete {
@@ -330,14 +349,6 @@ struct Known {
     latest: HashMap<ShortHash, ContentHash>,
 }
 
-/// An article that goes.
-struct Deleted<'a> {
-    facts: &'a IndexFacts,
-    sequence: Sequence,
-    extent: Extent,
-    text_bytes: u64,
-}
-
 /// A batch in the making, with the figures that it leads to.
 struct Plan {
     batch: Batch,
@@ -379,7 +390,7 @@ impl Plan {
         self.put_record(sequence, rows)?;
         let entry = HashEntry {
             sequence,
-            deleted: false,
+            state: EntryState::Stored,
         };
         self.batch.put(key::hash(&facts.id), entry.encode());
         facts
@@ -398,33 +409,40 @@ impl Plan {
         Ok(sequence)
     }
 
-    fn delete(&mut self, deleted: &Deleted<'_>, reason: &str, now: Timestamp) -> Result<Sequence> {
-        let sequence = self.take_sequence()?;
-        let id = deleted.facts.id;
-        let [deletion, tombstone] =
-            record::encode_delete(id, now, reason, deleted.sequence, sequence)?;
-        self.put_record(sequence, deletion)?;
-        self.put_record(deleted.sequence, tombstone)?;
-        for row in 1..deleted.extent.row_count {
-            self.batch.remove(key::log_row(deleted.sequence, row));
+    /// Takes away what an article has besides its first row in the log and its row in table `h`.
+    fn remove(
+        &mut self,
+        facts: &IndexFacts,
+        sequence: Sequence,
+        extent: Extent,
+        text_bytes: u64,
+    ) {
+        for row in 1..extent.row_count {
+            self.batch.remove(key::log_row(sequence, row));
         }
-        let entry = HashEntry {
-            sequence: deleted.sequence,
-            deleted: true,
-        };
-        self.batch.put(key::hash(&id), entry.encode());
-        deleted
-            .facts
-            .rows(deleted.sequence)
+        facts
+            .rows(sequence)
             .into_iter()
             .for_each(|row| self.batch.remove(row));
         let totals = &mut self.figures.totals;
         totals.article_count = totals.article_count.saturating_sub(1);
-        totals.deleted_count += 1;
-        totals.text_bytes = totals.text_bytes.saturating_sub(deleted.text_bytes);
-        totals.stored_bytes = totals
-            .stored_bytes
-            .saturating_sub(deleted.extent.stored_bytes);
+        totals.text_bytes = totals.text_bytes.saturating_sub(text_bytes);
+        totals.stored_bytes = totals.stored_bytes.saturating_sub(extent.stored_bytes);
+    }
+
+    /// Adds the deletion of the article at `article`, and leaves a tombstone in its place.
+    fn delete(&mut self, job: &DeleteJob, article: Sequence) -> Result<Sequence> {
+        let sequence = self.take_sequence()?;
+        let [deletion, tombstone] =
+            record::encode_delete(job.id, job.now, &job.reason, article, sequence)?;
+        self.put_record(sequence, deletion)?;
+        self.put_record(article, tombstone)?;
+        let entry = HashEntry {
+            sequence: article,
+            state: EntryState::Deleted,
+        };
+        self.batch.put(key::hash(&job.id), entry.encode());
+        self.figures.totals.deleted_count += 1;
         Ok(sequence)
     }
 
@@ -451,7 +469,7 @@ impl Plan {
                 self.batch.put(meta::source(&name), stats.encode());
             }
         }
-        put_figures(&mut self.batch, self.figures.next, self.figures.totals);
+        self.figures.put(&mut self.batch);
         self.batch
     }
 }

@@ -13,6 +13,7 @@ mod candidates;
 mod commit;
 mod job;
 mod limits;
+mod open;
 mod read;
 mod reader;
 mod scan;
@@ -28,17 +29,18 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::job::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
+use self::open::{ArchiveId, Opened, Purpose};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::verify::{Finding, VerifyReport};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
-use crate::key::{Sequence, meta};
+use crate::key::Sequence;
 use crate::metrics::Metrics;
-use crate::record::{self, Totals};
+use crate::record;
 pub use crate::store::Direction;
-use crate::store::{Batch, Durability, Store};
+use crate::store::Store;
 
 /// A handle on an open archive. Clones are cheap and all mean the same archive.
 #[derive(Clone, Debug)]
@@ -54,6 +56,7 @@ struct Inner {
     queue: mpsc::Sender<job::Job>,
     queue_bytes: Arc<Semaphore>,
     committed: watch::Receiver<Sequence>,
+    archive_id: ArchiveId,
 }
 
 /// The owner of the writer. Dropping it leaves the writer running until all handles are gone;
@@ -70,23 +73,38 @@ impl Archive {
     ///
     /// # Errors
     /// `FormatUnsupported` if another version of pressmark wrote it; `IndexDamaged` if its figures
-    /// cannot be read.
+    /// cannot be read; `RestoreUnfinished`.
     pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
-        let (next, totals) = match read_figures(&*store).await? {
-            Some(figures) => figures,
-            None => begin(&*store).await?,
-        };
+        Self::open_for(Purpose::Use, store, limits).await
+    }
+
+    /// Opens an archive whose figures may be damaged, so that a repair can mend them.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for `IndexDamaged`.
+    pub async fn open_to_repair(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
+        Self::open_for(Purpose::Repair, store, limits).await
+    }
+
+    async fn open_for(
+        purpose: Purpose,
+        store: Arc<dyn Store>,
+        limits: Limits,
+    ) -> Result<(Self, Guard)> {
+        let Opened {
+            archive_id,
+            figures,
+        } = open::open(&*store, purpose).await?;
         let metrics = Arc::new(Metrics::default());
         let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
-        let (publish, committed) = watch::channel(next - 1);
+        let (publish, committed) = watch::channel(figures.next - 1);
         let stop = CancellationToken::new();
         let writer = commit::Writer::new(
             Arc::clone(&store),
             limits,
             Arc::clone(&metrics),
             publish,
-            next,
-            totals,
+            figures,
         );
         let writer = tokio::spawn(writer.run(jobs, stop.clone()));
         let guard = Guard {
@@ -102,6 +120,7 @@ impl Archive {
             queue,
             queue_bytes,
             committed,
+            archive_id,
         };
         Ok((
             Self {
@@ -193,12 +212,6 @@ impl Archive {
         *self.inner.committed.borrow()
     }
 
-    /// The next sequence and the totals, as they are stored.
-    async fn figures(&self) -> Result<(Sequence, Totals)> {
-        let figures = read_figures(&*self.inner.store).await?;
-        figures.ok_or_else(|| Error::new(Reason::IndexDamaged, "the archive has lost its figures"))
-    }
-
     /// The engine's name.
     #[must_use]
     pub fn engine(&self) -> &'static str {
@@ -232,48 +245,4 @@ fn writer_ended() -> Error {
         Reason::ShuttingDown,
         "the archive takes no more writes, it is closed or closing",
     )
-}
-
-/// Reads the figures of an archive, or nothing if there is no archive.
-async fn read_figures(store: &dyn Store) -> Result<Option<(Sequence, Totals)>> {
-    let keys = vec![meta::format(), meta::next_sequence(), meta::totals()];
-    let values = store.get_many(keys).await?;
-    let [format, next, totals] = values.as_slice() else {
-        return Err(Error::new(
-            Reason::Internal,
-            "the store answered with other rows than asked",
-        ));
-    };
-    let Some(format) = format else {
-        return Ok(None);
-    };
-    let format = record::decode_format(format)?;
-    if format != record::FORMAT {
-        return Err(Error::new(
-            Reason::FormatUnsupported,
-            format!(
-                "the archive has format {format}, this version reads {}",
-                record::FORMAT
-            ),
-        ));
-    }
-    let missing = |what: &str| {
-        Error::new(
-            Reason::IndexDamaged,
-            format!("the archive has no {what} in its figures"),
-        )
-    };
-    let next = record::decode_sequence(next.as_ref().ok_or_else(|| missing("next sequence"))?)?;
-    let totals = Totals::decode(totals.as_ref().ok_or_else(|| missing("totals"))?)?;
-    Ok(Some((next.max(1), totals)))
-}
-
-/// Writes the figures of an empty archive.
-async fn begin(store: &dyn Store) -> Result<(Sequence, Totals)> {
-    let (next, totals) = (1, Totals::default());
-    let mut batch = Batch::new();
-    batch.put(meta::format(), vec![record::FORMAT]);
-    commit::put_figures(&mut batch, next, totals);
-    store.write(batch, Durability::Synced).await?;
-    Ok((next, totals))
 }

@@ -12,7 +12,7 @@ use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES
 use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::key::{self, Sequence, ShortHash, meta};
 use crate::metrics::Metrics;
-use crate::record::{Content, HashEntry, Record, SourceStats, Totals};
+use crate::record::{self, Content, EntryState, HashEntry, Record, SourceStats, Totals};
 use crate::store::{Chunk, Direction, Scan, StoreStats};
 
 /// How many ids an ambiguous prefix is answered with.
@@ -46,7 +46,9 @@ impl StoredArticle {
                 archived_at,
                 article,
             }),
-            Content::Deletion { .. } | Content::Tombstone { .. } => None,
+            Content::Deletion { .. } | Content::Tombstone { .. } | Content::Quarantine { .. } => {
+                None
+            }
         }
     }
 }
@@ -60,6 +62,8 @@ pub struct Lookup {
     pub missing: Vec<ContentHash>,
     /// Those deleted.
     pub deleted: Vec<ContentHash>,
+    /// Those whose record was damaged and set aside; storing them again heals them.
+    pub quarantined: Vec<ContentHash>,
     /// Those stored that did not fit; ask again for them.
     pub deferred: Vec<ContentHash>,
 }
@@ -67,10 +71,12 @@ pub struct Lookup {
 /// Which of many ids are not stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
-    /// Those never stored.
+    /// Those never stored, and those quarantined.
     pub missing: Vec<ContentHash>,
     /// Those deleted: storing them again is refused.
     pub deleted: Vec<ContentHash>,
+    /// Those of the missing whose record was damaged and set aside; storing them again heals them.
+    pub quarantined: Vec<ContentHash>,
     /// How many of the different ids are stored.
     pub stored_count: u64,
 }
@@ -215,10 +221,11 @@ impl Archive {
         let mut lookup = Lookup::default();
         let mut stored = Vec::new();
         for (id, entry) in self.entries(ids).await? {
-            match entry {
+            match entry.map(|entry| (entry.state, entry.sequence)) {
                 None => lookup.missing.push(id),
-                Some(HashEntry { deleted: true, .. }) => lookup.deleted.push(id),
-                Some(entry) => stored.push((id, entry.sequence)),
+                Some((EntryState::Deleted, _)) => lookup.deleted.push(id),
+                Some((EntryState::Quarantined, _)) => lookup.quarantined.push(id),
+                Some((EntryState::Stored, sequence)) => stored.push((id, sequence)),
             }
         }
         let reader = self.reader();
@@ -255,10 +262,14 @@ impl Archive {
         check_count("ids", ids.len(), self.inner.limits.find_missing_ids_max)?;
         let mut answer = Missing::default();
         for (id, entry) in self.entries(ids).await? {
-            match entry {
+            match entry.map(|entry| entry.state) {
                 None => answer.missing.push(id),
-                Some(HashEntry { deleted: true, .. }) => answer.deleted.push(id),
-                Some(_) => answer.stored_count += 1,
+                Some(EntryState::Deleted) => answer.deleted.push(id),
+                Some(EntryState::Quarantined) => {
+                    answer.missing.push(id);
+                    answer.quarantined.push(id);
+                }
+                Some(EntryState::Stored) => answer.stored_count += 1,
             }
         }
         Ok(answer)
@@ -327,6 +338,17 @@ impl Archive {
         &self.inner.metrics
     }
 
+    /// The next sequence and the totals, as they are stored.
+    pub(super) async fn figures(&self) -> Result<(Sequence, Totals)> {
+        let keys = vec![meta::next_sequence(), meta::totals()];
+        let values = self.inner.store.get_many(keys).await?;
+        let [Some(next), Some(totals)] = values.as_slice() else {
+            let what = "the archive has lost its figures; run `pressmark verify --repair` on it";
+            return Err(Error::new(Reason::IndexDamaged, what));
+        };
+        Ok((record::decode_sequence(next)?, Totals::decode(totals)?))
+    }
+
     pub(super) fn reader(&self) -> Reader<'_> {
         Reader::new(&*self.inner.store, &self.inner.metrics)
     }
@@ -377,10 +399,23 @@ fn stored_article(id: &ContentHash, sequence: Sequence, record: Record) -> Resul
             format!("article {id} was deleted at {archived_at}: {reason}"),
         )
         .with_resource(id.to_string())),
-        Content::Article(_) | Content::Tombstone { .. } | Content::Deletion { .. } => {
-            Err(wrong_record(id, sequence))
+        Content::Quarantine { reason, .. } if record.id == *id => {
+            Err(quarantined(id, archived_at, &reason))
         }
+        Content::Article(_)
+        | Content::Tombstone { .. }
+        | Content::Deletion { .. }
+        | Content::Quarantine { .. } => Err(wrong_record(id, sequence)),
     }
+}
+
+/// The article is known and its text is not: its record was damaged and set aside.
+fn quarantined(id: &ContentHash, noticed_at: Timestamp, reason: &str) -> Error {
+    let what = format!(
+        "article {id} was set aside at {noticed_at}, because its {reason}; store it again, or heal \
+         it from a backup"
+    );
+    Error::new(Reason::ArticleQuarantined, what).with_resource(id.to_string())
 }
 
 fn check_count(field: &str, count: usize, count_max: usize) -> Result<()> {

@@ -12,7 +12,7 @@ use super::Archive;
 use super::reader::{FETCH_RECORDS, advance};
 use crate::error::{Reason, Result};
 use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH, meta};
-use crate::record::{self, Content, HashEntry, SourceStats, Totals};
+use crate::record::{self, Content, EntryState, HashEntry, SourceStats, Totals};
 use crate::store::{Chunk, Direction, Scan};
 
 /// Something wrong with the archive.
@@ -194,6 +194,9 @@ impl Check<'_> {
                 })
                 .await?;
             }
+            Content::Quarantine { reason, .. } => {
+                self.find(sequence, reason);
+            }
             Content::Deletion { article, .. } => {
                 self.report.deletion_count += 1;
                 self.counterpart(sequence, article, |content| {
@@ -239,7 +242,7 @@ impl Check<'_> {
                     Expected::Article(facts) if table == TABLE_HASH => {
                         let entry = HashEntry {
                             sequence,
-                            deleted: false,
+                            state: EntryState::Stored,
                         };
                         row.key == key::hash(&facts.id) && row.value == entry.encode()
                     }
@@ -250,7 +253,7 @@ impl Check<'_> {
                     Expected::Tombstone(id) => {
                         let entry = HashEntry {
                             sequence,
-                            deleted: true,
+                            state: EntryState::Deleted,
                         };
                         table == TABLE_HASH
                             && row.key == key::hash(id)
@@ -289,7 +292,7 @@ impl Check<'_> {
                         Expected::Article(IndexFacts::of(&article, record.id))
                     }
                     Content::Tombstone { .. } => Expected::Tombstone(record.id),
-                    Content::Deletion { .. } => Expected::Nothing,
+                    Content::Deletion { .. } | Content::Quarantine { .. } => Expected::Nothing,
                 },
                 Err(error) if error.reason() == Reason::StoreFailed => return Err(error),
                 Err(_) => Expected::Nothing,

@@ -1,8 +1,11 @@
 //! Values of the index tables and of table `m`: fixed-width, big-endian.
 //!
 //! ```text
-//! h  sequence:8  state:1 (0 stored, 1 deleted)
+//! h  sequence:8  state:1 (0 stored, 1 deleted, 2 quarantined)
 //! m  format          version:1
+//! m  archive_id      random:16   (chosen once, tells this archive and its backups from others)
+//! m  restoring       sequence:8  (only while a restore is not finished: where it will end)
+//! m  scrub           finished:12 (as archived_at of a record)  duration ms:8  records:8  findings:8
 //! m  next_sequence   sequence:8
 //! m  totals          articles:8  deleted:8  text bytes:8  stored bytes:8
 //! m  source/{name}   articles:8  first date:12  last date:12   (times as in keys)
@@ -12,13 +15,43 @@ use crate::article::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::key::{Sequence, SortTime};
 
+/// What became of an article.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryState {
+    /// It is stored.
+    Stored,
+    /// It was deleted, and cannot be stored again.
+    Deleted,
+    /// Its record was damaged and set aside. Storing it again heals it.
+    Quarantined,
+}
+
+impl EntryState {
+    pub(super) const fn as_byte(self) -> u8 {
+        match self {
+            Self::Stored => 0,
+            Self::Deleted => 1,
+            Self::Quarantined => 2,
+        }
+    }
+
+    pub(super) const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Stored),
+            1 => Some(Self::Deleted),
+            2 => Some(Self::Quarantined),
+            _ => None,
+        }
+    }
+}
+
 /// What table `h` says of an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HashEntry {
-    /// Where the article's record, or its tombstone, stands in the log.
+    /// Where the article's record, or what keeps its place, stands in the log.
     pub sequence: Sequence,
-    /// Whether the article was deleted.
-    pub deleted: bool,
+    /// What became of the article.
+    pub state: EntryState,
 }
 
 impl HashEntry {
@@ -27,7 +60,7 @@ impl HashEntry {
     pub fn encode(self) -> Vec<u8> {
         [
             self.sequence.to_be_bytes().as_slice(),
-            &[u8::from(self.deleted)],
+            &[self.state.as_byte()],
         ]
         .concat()
     }
@@ -37,13 +70,15 @@ impl HashEntry {
     /// # Errors
     /// `IndexDamaged` if it is not one.
     pub fn decode(value: &[u8]) -> Result<Self> {
-        match value.split_first_chunk() {
-            Some((sequence, [state @ (0 | 1)])) => Ok(Self {
+        let read = || {
+            let (sequence, state) = value.split_first_chunk()?;
+            let [state] = state else { return None };
+            Some(Self {
                 sequence: Sequence::from_be_bytes(*sequence),
-                deleted: *state == 1,
-            }),
-            _ => Err(damaged("table h", value)),
-        }
+                state: EntryState::from_byte(*state)?,
+            })
+        };
+        read().ok_or_else(|| damaged("table h", value))
     }
 }
 
@@ -164,14 +199,64 @@ impl SourceStats {
     }
 }
 
-/// Reads the value of `next_sequence`.
+/// How the last full check of the archive went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubResult {
+    /// When it ended.
+    pub finished_at: Timestamp,
+    /// How long it took, in milliseconds.
+    pub duration_ms: u64,
+    /// Records that it read.
+    pub record_count: u64,
+    /// What it found.
+    pub finding_count: u64,
+}
+
+impl ScrubResult {
+    /// Writes the value.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        [
+            self.finished_at.seconds().to_be_bytes().as_slice(),
+            &self.finished_at.nanos().to_be_bytes(),
+            &self.duration_ms.to_be_bytes(),
+            &self.record_count.to_be_bytes(),
+            &self.finding_count.to_be_bytes(),
+        ]
+        .concat()
+    }
+
+    /// Reads the value.
+    ///
+    /// # Errors
+    /// `IndexDamaged` if it is not one.
+    pub fn decode(value: &[u8]) -> Result<Self> {
+        let read = || {
+            let (seconds, rest) = value.split_first_chunk()?;
+            let (nanos, rest) = rest.split_first_chunk()?;
+            let ([duration, records, findings], []) = rest.as_chunks() else {
+                return None;
+            };
+            let (seconds, nanos) = (i64::from_be_bytes(*seconds), u32::from_be_bytes(*nanos));
+            Some(Self {
+                finished_at: Timestamp::new("finished_at", seconds, i64::from(nanos)).ok()?,
+                duration_ms: u64::from_be_bytes(*duration),
+                record_count: u64::from_be_bytes(*records),
+                finding_count: u64::from_be_bytes(*findings),
+            })
+        };
+        read().ok_or_else(|| damaged("the result of the last scrub", value))
+    }
+}
+
+/// Reads a value that is one sequence: `next_sequence` or `restoring`.
 ///
 /// # Errors
 /// `IndexDamaged` if it is not one.
 pub fn decode_sequence(value: &[u8]) -> Result<Sequence> {
     let bytes = value
         .try_into()
-        .map_err(|_| damaged("the next sequence", value))?;
+        .map_err(|_| damaged("a sequence", value))?;
     Ok(Sequence::from_be_bytes(bytes))
 }
 
@@ -204,7 +289,7 @@ mod tests {
     fn values_are_golden_and_read_back() {
         let entry = HashEntry {
             sequence: 0x0102,
-            deleted: true,
+            state: EntryState::Deleted,
         };
         assert_eq!(entry.encode(), [0, 0, 0, 0, 0, 0, 1, 2, 1]);
         assert_eq!(HashEntry::decode(&entry.encode()).unwrap(), entry);
@@ -234,6 +319,13 @@ mod tests {
         );
         assert_eq!(stats.encode().len(), 32);
         assert_eq!(SourceStats::decode(&stats.encode()).unwrap(), stats);
+        let scrub = ScrubResult {
+            finished_at: Timestamp::new("t", -5, 6).unwrap(),
+            duration_ms: 7,
+            record_count: 8,
+            finding_count: 9,
+        };
+        assert_eq!(ScrubResult::decode(&scrub.encode()).unwrap(), scrub);
         assert_eq!(decode_sequence(&5_u64.to_be_bytes()).unwrap(), 5);
         assert_eq!(decode_format(&[1]).unwrap(), 1);
     }
@@ -246,10 +338,11 @@ mod tests {
                 HashEntry::decode(&value).is_ok() == (length == 9),
                 Totals::decode(&value).is_ok() == (length == 32),
                 SourceStats::decode(&value).is_ok() == (length == 32),
+                ScrubResult::decode(&value).is_ok() == (length == 36),
                 decode_sequence(&value).is_ok() == (length == 8),
                 decode_format(&value).is_ok() == (length == 1),
             ];
-            assert_eq!(read, [true; 5], "{length}");
+            assert_eq!(read, [true; 6], "{length}");
         }
     }
 }

@@ -159,6 +159,7 @@ impl Articles {
         Ok(proto::FindMissingArticlesResponse {
             missing_ids: texts_of(&missing.missing),
             deleted_ids: texts_of(&missing.deleted),
+            quarantined_ids: texts_of(&missing.quarantined),
             stored_count: Some(missing.stored_count),
         })
     }
@@ -207,6 +208,7 @@ impl Articles {
             missing_ids: texts_of(&lookup.missing),
             deleted_ids: texts_of(&lookup.deleted),
             deferred_ids: texts_of(&lookup.deferred),
+            quarantined_ids: texts_of(&lookup.quarantined),
         })
     }
 

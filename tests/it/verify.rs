@@ -4,7 +4,7 @@ use pressmark::archive::{Order, Query, Selector, SelectorFields, VerifyReport};
 use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::{Error, Kind, Reason};
 use pressmark::key::{self, IndexFacts, ShortHash, SortTime, meta};
-use pressmark::record::{HashEntry, SourceStats, Totals};
+use pressmark::record::{EntryState, HashEntry, SourceStats, Totals};
 use pressmark::store::{Batch, Change, Direction, Durability};
 
 use crate::support::{
@@ -188,14 +188,15 @@ async fn stray_index_rows_are_found(engine: Engine) -> TestResult {
 
 async fn wrong_entries_of_ids_are_found(engine: Engine) -> TestResult {
     let archive = filled(engine).await;
-    let entry = |sequence, deleted| HashEntry { sequence, deleted }.encode();
+    let entry = |sequence, state| HashEntry { sequence, state }.encode();
+    let (stored, deleted) = (EntryState::Stored, EntryState::Deleted);
     let cases = [
-        (article(2).id(), entry(SMALL + 2, false), SMALL + 2), // another's record
-        (article(2).id(), entry(99, false), 99),               // no record
-        (article(2).id(), entry(SMALL, true), SMALL),          // not deleted
-        (article(3).id(), entry(DELETED, false), DELETED),     // deleted
-        (article(3).id(), entry(DELETION, true), DELETION),    // the deletion, not the tombstone
-        (ContentHash::of(b"nobody"), entry(SMALL, false), SMALL),
+        (article(2).id(), entry(SMALL + 2, stored), SMALL + 2), // another's record
+        (article(2).id(), entry(99, stored), 99),               // no record
+        (article(2).id(), entry(SMALL, deleted), SMALL),          // not deleted
+        (article(3).id(), entry(DELETED, stored), DELETED),     // deleted
+        (article(3).id(), entry(DELETION, deleted), DELETION),    // the deletion, not the tombstone
+        (ContentHash::of(b"nobody"), entry(SMALL, stored), SMALL),
         (article(2).id(), b"short".to_vec(), 0),
     ];
     for (id, value, sequence) in cases {
