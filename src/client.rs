@@ -29,6 +29,8 @@ pub enum Target {
     Server(String),
     /// An archive that no server has open.
     Archive(Locator, StoreOptions),
+    /// The same, to be repaired: its figures may be damaged.
+    DamagedArchive(Locator, StoreOptions),
 }
 
 /// A connection.
@@ -54,7 +56,14 @@ impl Client {
     pub async fn connect(target: &Target) -> Result<Self> {
         match target {
             Target::Server(url) => Self::connect_server(url).await,
-            Target::Archive(locator, options) => Self::open(locator, *options).await,
+            Target::Archive(locator, options) => {
+                let store = store::open(locator, *options).await?;
+                Self::serve(Archive::open(store, Limits::default()).await?).await
+            }
+            Target::DamagedArchive(locator, options) => {
+                let store = store::open(locator, *options).await?;
+                Self::serve(Archive::open_to_repair(store, Limits::default()).await?).await
+            }
         }
     }
 
@@ -77,9 +86,8 @@ impl Client {
         })
     }
 
-    async fn open(locator: &Locator, options: StoreOptions) -> Result<Self> {
-        let store = store::open(locator, options).await?;
-        let (archive, guard) = Archive::open(store, Limits::default()).await?;
+    /// Serves an archive to itself, over a pipe.
+    async fn serve((archive, guard): (Archive, Guard)) -> Result<Self> {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let stop = CancellationToken::new();
         let serving = tokio::spawn(rpc::serve_pipe(archive, far, stop.clone()));

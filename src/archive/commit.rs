@@ -1,6 +1,8 @@
 //! The writer: the only place that builds a batch. It takes jobs in order, gathers puts into groups
 //! while the group before is being synced, and answers each caller when its rows are durable.
 
+mod mend;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,6 +53,8 @@ pub(super) struct Writer {
     metrics: Arc<Metrics>,
     committed: watch::Sender<Sequence>,
     figures: Figures,
+    /// Whether a write failed: then nobody knows whether its batch is in the store.
+    failed: bool,
 }
 
 impl Writer {
@@ -67,6 +71,7 @@ impl Writer {
             metrics,
             committed,
             figures,
+            failed: false,
         }
     }
 
@@ -88,6 +93,12 @@ impl Writer {
             match job {
                 None => return,
                 Some(Job::Delete(job)) => self.delete(*job).await,
+                // Of these, who asked may have gone; what is done stays done.
+                Some(Job::Repair(now, done)) => drop(done.send(self.repair(now).await)),
+                Some(Job::Snapshot(done)) => drop(done.send(self.snapshot().await)),
+                Some(Job::Scrubbed(result, done)) => {
+                    drop(done.send(self.note_scrub(result).await));
+                }
                 Some(Job::Put(first)) => {
                     let group;
                     (group, next_job) = gather(*first, &mut jobs, &self.limits);
@@ -236,7 +247,9 @@ impl Writer {
         }
         let figures = plan.figures;
         let started = Instant::now();
-        self.store.write(plan.finish(), Durability::Synced).await?;
+        let written = self.store.write(plan.finish(), Durability::Synced).await;
+        self.failed |= written.is_err();
+        written?;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.metrics.commit_micros.add(micros);
         self.metrics.commits.add(1);
@@ -410,13 +423,7 @@ impl Plan {
     }
 
     /// Takes away what an article has besides its first row in the log and its row in table `h`.
-    fn remove(
-        &mut self,
-        facts: &IndexFacts,
-        sequence: Sequence,
-        extent: Extent,
-        text_bytes: u64,
-    ) {
+    fn remove(&mut self, facts: &IndexFacts, sequence: Sequence, extent: Extent, text_bytes: u64) {
         for row in 1..extent.row_count {
             self.batch.remove(key::log_row(sequence, row));
         }
@@ -447,17 +454,7 @@ impl Plan {
     }
 
     fn put_record(&mut self, sequence: Sequence, rows: Rows) -> Result<()> {
-        for (row, value) in rows.into_values().into_iter().enumerate() {
-            let row = u16::try_from(row)
-                .map_err(|_| Error::new(Reason::Internal, format!("a record of {row} rows")))?;
-            let key = if row == 0 {
-                key::log(sequence)
-            } else {
-                key::log_row(sequence, row)
-            };
-            self.batch.put(key, value);
-        }
-        Ok(())
+        put_rows(&mut self.batch, sequence, rows)
     }
 
     /// The batch with the figures in it.
@@ -474,8 +471,25 @@ impl Plan {
     }
 }
 
-/// Takes further puts from the queue, without waiting, until the group is full or a delete comes,
-/// which is returned to be done next.
+/// Adds the rows of a record to a batch.
+fn put_rows(batch: &mut Batch, sequence: Sequence, rows: Rows) -> Result<()> {
+    for (row, value) in rows.into_values().into_iter().enumerate() {
+        let row = u16::try_from(row)
+            .map_err(|_| Error::new(Reason::Internal, format!("a record of {row} rows")))?;
+        batch.put(row_key(sequence, row), value);
+    }
+    Ok(())
+}
+
+fn row_key(sequence: Sequence, row: u16) -> Vec<u8> {
+    match row {
+        0 => key::log(sequence),
+        row => key::log_row(sequence, row),
+    }
+}
+
+/// Takes further puts from the queue, without waiting, until the group is full or something else
+/// comes, which is returned to be done next.
 fn gather(
     first: PutJob,
     jobs: &mut mpsc::Receiver<Job>,
@@ -489,7 +503,7 @@ fn gather(
                 bytes += job.prepared.stored_bytes();
                 group.push(*job);
             }
-            Ok(delete @ Job::Delete(_)) => return (group, Some(delete)),
+            Ok(other) => return (group, Some(other)),
             Err(_) => break,
         }
     }

@@ -2,11 +2,12 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::verify::{RepairCounts, Snapshot};
 use super::writer_ended;
 use crate::article::{Article, ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::{IndexFacts, Sequence};
-use crate::record::{self, Rows};
+use crate::record::{self, Rows, ScrubResult};
 
 /// An article ready to be written: hashed, compressed and taken apart for the indexes, which all
 /// happens on the caller's task so that the writer only orders and writes.
@@ -130,6 +131,9 @@ impl PendingPut {
 pub(super) enum Job {
     Put(Box<PutJob>),
     Delete(Box<DeleteJob>),
+    Repair(Timestamp, oneshot::Sender<Result<RepairCounts>>),
+    Snapshot(oneshot::Sender<Result<Snapshot>>),
+    Scrubbed(ScrubResult, oneshot::Sender<Result<()>>),
 }
 
 #[derive(Debug)]

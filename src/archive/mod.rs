@@ -33,12 +33,16 @@ use self::open::{ArchiveId, Opened, Purpose};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
-pub use self::verify::{Finding, VerifyReport};
+pub use self::verify::{
+    Finding, FindingKind, Observer, RepairCounts, RepairReport, Stage, VerifyOptions,
+    VerifyProgress, VerifyReport,
+};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::Sequence;
 use crate::metrics::Metrics;
 use crate::record;
+pub use crate::record::ScrubResult;
 pub use crate::store::Direction;
 use crate::store::Store;
 
@@ -156,16 +160,12 @@ impl Archive {
             .await
             .map_err(|_| writer_ended())?;
         let (done, result) = oneshot::channel();
-        let job = job::Job::Put(Box::new(job::PutJob {
+        let job = job::PutJob {
             prepared,
             done,
             room,
-        }));
-        self.inner
-            .queue
-            .send(job)
-            .await
-            .map_err(|_| writer_ended())?;
+        };
+        self.send(job::Job::Put(Box::new(job))).await?;
         Ok(PendingPut::new(result))
     }
 
@@ -191,13 +191,24 @@ impl Archive {
             now,
             done,
         };
-        let job = job::Job::Delete(Box::new(job));
-        self.inner
-            .queue
-            .send(job)
-            .await
-            .map_err(|_| writer_ended())?;
+        self.send(job::Job::Delete(Box::new(job))).await?;
         result.await.map_err(|_| writer_ended())?
+    }
+
+    /// Remembers how a scrub went, for [`stats`](Self::stats) and for the next start.
+    ///
+    /// # Errors
+    /// `WritesStopped` after a failed write; `ShuttingDown` after close.
+    pub async fn note_scrub(&self, result: ScrubResult) -> Result<()> {
+        let (done, noted) = oneshot::channel();
+        self.send(job::Job::Scrubbed(result, done)).await?;
+        noted.await.map_err(|_| writer_ended())?
+    }
+
+    /// Gives the writer something to do.
+    async fn send(&self, job: job::Job) -> Result<()> {
+        let sent = self.inner.queue.send(job).await;
+        sent.map_err(|_| writer_ended())
     }
 
     /// The limits that this archive was opened with.

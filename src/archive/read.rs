@@ -12,7 +12,9 @@ use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES
 use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::key::{self, Sequence, ShortHash, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, EntryState, HashEntry, Record, SourceStats, Totals};
+use crate::record::{
+    self, Content, EntryState, HashEntry, Record, ScrubResult, SourceStats, Totals,
+};
 use crate::store::{Chunk, Direction, Scan, StoreStats};
 
 /// How many ids an ambiguous prefix is answered with.
@@ -114,6 +116,8 @@ pub struct Stats {
     pub store: StoreStats,
     /// Articles waiting for the writer.
     pub queued_count: usize,
+    /// How the last scrub went, if there was one.
+    pub last_scrub: Option<ScrubResult>,
 }
 
 impl Archive {
@@ -323,8 +327,10 @@ impl Archive {
     /// `StoreFailed`, `IndexDamaged`.
     pub async fn stats(&self) -> Result<Stats> {
         let (_, totals) = self.figures().await?;
+        let scrub = self.reader().value(meta::scrub()).await?;
         let queue = &self.inner.queue;
         Ok(Stats {
+            last_scrub: scrub.map(|scrub| ScrubResult::decode(&scrub)).transpose()?,
             totals,
             last_sequence: self.committed(),
             store: self.inner.store.stats().await?,

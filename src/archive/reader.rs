@@ -43,15 +43,21 @@ impl<'a> Reader<'a> {
         Self { store, metrics }
     }
 
+    pub(super) fn store(&self) -> &'a dyn Store {
+        self.store
+    }
+
+    /// The value of one row.
+    pub(super) async fn value(&self, key: Vec<u8>) -> Result<Option<Bytes>> {
+        let values = self.store.get_many(vec![key]).await?;
+        values.into_iter().next().ok_or_else(short_answer)
+    }
+
     /// What table `h` says of an id.
     pub(super) async fn entry(&self, id: &ContentHash) -> Result<Option<HashEntry>> {
-        let value = self
-            .store
-            .get_many(vec![key::hash(id)])
-            .await?
-            .pop()
-            .flatten();
-        value.map(|value| HashEntry::decode(&value)).transpose()
+        let value = self.value(key::hash(id)).await?;
+        let entry = value.map(|value| HashEntry::decode(&value)).transpose();
+        entry.inspect_err(|error| self.damaged(error))
     }
 
     pub(super) async fn record(&self, sequence: Sequence) -> Result<Record> {
@@ -124,7 +130,8 @@ impl<'a> Reader<'a> {
         error
     }
 
-    fn damaged(&self, error: &Error) {
+    /// Counts damage and tells the operator.
+    pub(super) fn damaged(&self, error: &Error) {
         self.metrics.damaged.add(1);
         tracing::error!(%error, "damage found while reading");
     }

@@ -249,6 +249,15 @@ pub(super) async fn stats(
         ("engine", json!(info.engine)),
     ];
     lines.extend(counts.map(|(name, count)| (name, json!(count.unwrap_or_default()))));
+    if let Some(scrub) = stats.last_scrub {
+        let finished_at = time_of(scrub.finished_at).map(|time| time.to_string());
+        lines.extend([
+            ("scrub_finished_at", json!(finished_at)),
+            ("scrub_duration_ms", json!(scrub.duration_ms())),
+            ("scrub_record_count", json!(scrub.record_count())),
+            ("scrub_finding_count", json!(scrub.finding_count())),
+        ]);
+    }
     if json {
         let object = lines
             .into_iter()

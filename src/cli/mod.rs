@@ -4,8 +4,10 @@ mod articles;
 mod export;
 mod import;
 mod output;
+mod scrub;
 mod select;
 mod serve;
+mod verify;
 
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
@@ -85,6 +87,8 @@ enum Command {
     Sources,
     /// Delete an article for good; a tombstone with the reason stays
     Delete(articles::DeleteArgs),
+    /// Check the whole archive, and with --repair mend it
+    Verify(verify::Args),
     /// Show what the archive holds and what the server did since it started
     Stats,
 }
@@ -94,6 +98,11 @@ impl Command {
     /// mistyped folder is an error and not an empty archive.
     fn begins_archive(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Put(_) | Self::Import(_))
+    }
+
+    /// Whether the command may open an archive whose figures are damaged.
+    fn repairs(&self) -> bool {
+        matches!(self, Self::Verify(args) if args.repair)
     }
 
     /// What is logged unless `PRESSMARK_LOG` says otherwise.
@@ -185,7 +194,11 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     if let Command::Serve(args) = command {
         return serve::run(args, &shared, out).await;
     }
-    let client = Client::connect(&shared.target(command.begins_archive())?).await?;
+    let mut target = shared.target(command.begins_archive())?;
+    if let (Target::Archive(locator, options), true) = (&target, command.repairs()) {
+        target = Target::DamagedArchive(locator.clone(), *options);
+    }
+    let client = Client::connect(&target).await?;
     let result = run_on(command, &client, shared.json, out).await;
     let closed = client.close().await;
     let outcome = result?;
@@ -212,6 +225,7 @@ async fn run_on(
         Command::Export(args) => export::run(args, client, json, out).await,
         Command::Sources => select::sources(client, json, out).await,
         Command::Delete(args) => articles::delete(args, client, json, out).await,
+        Command::Verify(args) => verify::run(args, client, json, out).await,
         Command::Stats => articles::stats(client, json, out).await,
     }
 }

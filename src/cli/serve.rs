@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{CommandResult, Outcome, Shared};
+use super::{CommandResult, Outcome, Shared, scrub};
 use crate::archive::{Archive, Limits};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, ServeOptions};
@@ -34,6 +34,31 @@ pub(super) struct Args {
         default_value_t = 10
     )]
     drain_seconds: u32,
+    /// How often to check the whole archive in the background, such as 7d or 12h; 0 for never
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PRESSMARK_SCRUB_INTERVAL",
+        default_value = "7d",
+        value_parser = interval
+    )]
+    scrub_interval: Duration,
+    /// MiB that this check may read in a second; 0 for no limit
+    #[arg(
+        long,
+        value_name = "MIB",
+        env = "PRESSMARK_SCRUB_RATE_MIB",
+        default_value_t = 16
+    )]
+    scrub_rate_mib: u32,
+}
+
+/// Reads a duration; a bare 0 needs no unit.
+fn interval(text: &str) -> Result<Duration, humantime::DurationError> {
+    match text {
+        "0" => Ok(Duration::ZERO),
+        text => humantime::parse_duration(text),
+    }
 }
 
 pub(super) async fn run(
@@ -61,7 +86,18 @@ pub(super) async fn run(
     let options = ServeOptions {
         drain: Duration::from_secs(args.drain_seconds.into()),
     };
+    let scrub = (!args.scrub_interval.is_zero()).then(|| {
+        let schedule = scrub::Schedule {
+            interval: args.scrub_interval,
+            bytes_per_second_max: u64::from(args.scrub_rate_mib) * 1024 * 1024,
+        };
+        tokio::spawn(scrub::run(archive.clone(), schedule))
+    });
     let served = rpc::serve(archive, listener, stop, options).await;
+    if let Some(scrub) = scrub {
+        // It only reads, and begins anew at the next start.
+        scrub.abort();
+    }
     guard.close().await?;
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");

@@ -254,9 +254,7 @@ impl ScrubResult {
 /// # Errors
 /// `IndexDamaged` if it is not one.
 pub fn decode_sequence(value: &[u8]) -> Result<Sequence> {
-    let bytes = value
-        .try_into()
-        .map_err(|_| damaged("a sequence", value))?;
+    let bytes = value.try_into().map_err(|_| damaged("a sequence", value))?;
     Ok(Sequence::from_be_bytes(bytes))
 }
 

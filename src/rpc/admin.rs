@@ -1,20 +1,42 @@
 //! `AdminService`.
 
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::convert::{count, limits_message, status_of};
-use super::proto;
+use super::convert::{count, limits_message, status_of, timestamp_of};
 use super::proto::admin_service_server::AdminService;
-use crate::archive::Archive;
+use super::verify::Verify;
+use super::{ResponseStream, proto};
+use crate::archive::{Archive, ScrubResult};
 
 /// Answers questions about the server and the archive.
 #[derive(Debug)]
 pub(super) struct Admin {
     pub(super) archive: Archive,
+    /// Ends open streams.
+    pub(super) stop: CancellationToken,
 }
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    type VerifyArchiveStream = ResponseStream<proto::VerifyArchiveResponse>;
+
+    async fn verify_archive(
+        &self,
+        request: Request<proto::VerifyArchiveRequest>,
+    ) -> Result<Response<Self::VerifyArchiveStream>, Status> {
+        let (events, stream) = mpsc::channel(1);
+        let verify = Verify {
+            archive: self.archive.clone(),
+            stop: self.stop.clone(),
+            events,
+        };
+        tokio::spawn(verify.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
     async fn get_server_info(
         &self,
         _request: Request<proto::GetServerInfoRequest>,
@@ -56,6 +78,16 @@ impl AdminService for Admin {
             commit_us: Some(metrics.commit_micros.get()),
             read_count: Some(metrics.read.get()),
             damaged_count: Some(metrics.damaged.get()),
+            last_scrub: stats.last_scrub.map(scrub_message),
         }))
+    }
+}
+
+fn scrub_message(scrub: ScrubResult) -> proto::ScrubResult {
+    proto::ScrubResult {
+        finished_at: Some(timestamp_of(scrub.finished_at)),
+        duration_ms: Some(scrub.duration_ms),
+        record_count: Some(scrub.record_count),
+        finding_count: Some(scrub.finding_count),
     }
 }

@@ -1,17 +1,15 @@
 //! `ArticleService`: each method converts, calls the archive and converts back. The two streams
 //! have a file part of their own below.
 
-use std::pin::Pin;
-
-use futures_util::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::ResponseStream;
 use super::convert::{
     article_of, delete_message, ids_of, import_result, message_of, now, put_message, query_of,
-    selector_of, source_message, status_of, texts_of, view_of,
+    selector_of, shutting_down, source_message, status_of, stopping, texts_of, view_of,
 };
 use super::layer::mend;
 use super::proto;
@@ -31,8 +29,6 @@ const RESULTS_PER_MESSAGE: usize = 256;
 
 /// Chunks of a scan that may wait for a slow reader.
 const SCAN_CHUNKS_AHEAD: usize = 1;
-
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Serves articles.
 #[derive(Clone, Debug)]
@@ -436,12 +432,4 @@ fn resume_error(error: Error) -> Error {
         Some(message) => Error::field(error.reason(), "resume_token", message),
         None => error,
     }
-}
-
-fn shutting_down() -> Error {
-    Error::new(Reason::ShuttingDown, "the server is shutting down")
-}
-
-fn stopping() -> Status {
-    status_of(&shutting_down())
 }

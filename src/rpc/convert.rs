@@ -53,6 +53,15 @@ pub fn status_of(error: &Error) -> Status {
     Status::with_error_details(code, message, details)
 }
 
+/// The error of what is cut off by the stop of the server.
+pub(super) fn shutting_down() -> Error {
+    Error::new(Reason::ShuttingDown, "the server is shutting down")
+}
+
+pub(super) fn stopping() -> Status {
+    status_of(&shutting_down())
+}
+
 /// Turns a status that a server answered with into an error, for the client side.
 #[must_use]
 pub fn error_of(status: &Status) -> Error {

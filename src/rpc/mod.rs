@@ -6,13 +6,21 @@ mod article;
 mod convert;
 mod layer;
 mod server;
+mod verify;
 mod wire;
+
+use std::pin::Pin;
+
+use futures_util::Stream;
 
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
 pub use self::server::{
     CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ServeOptions, serve, serve_pipe,
 };
 pub use self::wire::ImportArticlesRequest;
+
+/// What a streaming method answers with.
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
 
 /// The messages, clients and server traits that the protos define.
 pub mod proto {

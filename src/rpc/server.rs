@@ -119,8 +119,11 @@ async fn router(archive: Archive, stop: &CancellationToken) -> Result<(Router, H
     let articles = ArticleServiceServer::new(articles)
         .max_decoding_message_size(limits.article_message_bytes_max)
         .max_encoding_message_size(usize::MAX);
-    let admin = AdminServiceServer::new(Admin { archive })
-        .max_decoding_message_size(limits.message_bytes_max);
+    let admin = AdminServiceServer::new(Admin {
+        archive,
+        stop: stop.clone(),
+    })
+    .max_decoding_message_size(limits.message_bytes_max);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)

@@ -193,9 +193,9 @@ async fn wrong_entries_of_ids_are_found(engine: Engine) -> TestResult {
     let cases = [
         (article(2).id(), entry(SMALL + 2, stored), SMALL + 2), // another's record
         (article(2).id(), entry(99, stored), 99),               // no record
-        (article(2).id(), entry(SMALL, deleted), SMALL),          // not deleted
+        (article(2).id(), entry(SMALL, deleted), SMALL),        // not deleted
         (article(3).id(), entry(DELETED, stored), DELETED),     // deleted
-        (article(3).id(), entry(DELETION, deleted), DELETION),    // the deletion, not the tombstone
+        (article(3).id(), entry(DELETION, deleted), DELETION),  // the deletion, not the tombstone
         (ContentHash::of(b"nobody"), entry(SMALL, stored), SMALL),
         (article(2).id(), b"short".to_vec(), 0),
     ];

@@ -1,0 +1,126 @@
+//! The writer's part in check and repair: the figures at one moment, and the batches of a repair.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::reader::{Reader, advance, short_answer};
+use super::super::verify::{Apply, Mend, Repair, RepairCounts, Snapshot, StoredFigures};
+use super::{Figures, Writer, put_rows, row_key};
+use crate::article::Timestamp;
+use crate::error::Result;
+use crate::key::meta;
+use crate::record::{self, ScrubResult, SourceStats, Totals};
+use crate::store::{Batch, Direction, Durability, Scan, Store};
+
+/// Sources that are read at a time.
+const SOURCES_MAX: usize = 1024;
+
+impl Writer {
+    /// The figures as they are stored, which nothing changes while they are read here.
+    pub(super) async fn snapshot(&self) -> Result<Snapshot> {
+        let as_of = self.figures.next - 1;
+        if self.failed {
+            // The batch that failed may be there or not.
+            return Ok(Snapshot {
+                as_of,
+                figures: None,
+            });
+        }
+        let keys = vec![meta::next_sequence(), meta::totals()];
+        let values = self.store.get_many(keys).await?;
+        let [next, totals] = values.as_slice() else {
+            return Err(short_answer());
+        };
+        // What cannot be read is as wrong as a wrong number.
+        let next = next
+            .as_ref()
+            .and_then(|next| record::decode_sequence(next).ok());
+        let totals = totals
+            .as_ref()
+            .and_then(|totals| Totals::decode(totals).ok());
+        let figures = StoredFigures {
+            next: next.unwrap_or_default(),
+            totals: totals.unwrap_or_default(),
+            sources: self.stored_sources().await?,
+        };
+        Ok(Snapshot {
+            as_of,
+            figures: Some(figures),
+        })
+    }
+
+    async fn stored_sources(&self) -> Result<BTreeMap<String, Option<SourceStats>>> {
+        let mut sources = BTreeMap::new();
+        let mut range = meta::sources();
+        loop {
+            let scan = Scan {
+                range: range.clone(),
+                direction: Direction::Ascending,
+                rows_max: SOURCES_MAX,
+                bytes_max: self.limits.group_bytes_max,
+            };
+            let chunk = self.store.scan_many(vec![scan]).await?.pop();
+            let chunk = chunk.ok_or_else(short_answer)?;
+            for row in &chunk.rows {
+                let name = meta::parse_source(&row.key).unwrap_or_default();
+                sources.insert(name.to_owned(), SourceStats::decode(&row.value).ok());
+            }
+            if !advance(&mut range, &chunk) {
+                return Ok(sources);
+            }
+        }
+    }
+
+    /// Repairs the archive; everything else that wants to write waits.
+    pub(super) async fn repair(&mut self, now: Timestamp) -> Result<RepairCounts> {
+        let store = Arc::clone(&self.store);
+        let metrics = Arc::clone(&self.metrics);
+        let mut repair = Repair {
+            reader: Reader::new(&*store, &metrics),
+            last: self.figures.next - 1,
+            now,
+            apply: Batches { store: &*store },
+            counts: RepairCounts::default(),
+        };
+        let figures = repair.run().await?;
+        let counts = repair.counts;
+        self.figures = figures;
+        self.committed.send_replace(figures.next - 1);
+        Ok(counts)
+    }
+
+    /// Remembers how the last scrub went.
+    pub(super) async fn note_scrub(&mut self, result: ScrubResult) -> Result<()> {
+        let mut batch = Batch::new();
+        batch.put(meta::scrub(), result.encode());
+        self.store.write(batch, Durability::Synced).await
+    }
+}
+
+/// Turns mends into batches.
+struct Batches<'a> {
+    store: &'a dyn Store,
+}
+
+impl Apply for Batches<'_> {
+    async fn apply(&mut self, mends: Vec<Mend>) -> Result<()> {
+        let mut batch = Batch::new();
+        for mend in mends {
+            match mend {
+                Mend::Put(key, value) => batch.put(key, value),
+                Mend::Remove(key) => batch.remove(key),
+                Mend::Figures(figures) => Figures::put(figures, &mut batch),
+                Mend::Replace {
+                    sequence,
+                    rows,
+                    old,
+                } => {
+                    old.into_iter()
+                        .for_each(|row| batch.remove(row_key(sequence, row)));
+                    put_rows(&mut batch, sequence, rows)?;
+                }
+            }
+        }
+        self.store.write(batch, Durability::Synced).await
+    }
+}

@@ -1,0 +1,405 @@
+//! The check itself: the log, record by record, then the index tables by sums, then the figures.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::walk::{LogWalk, Pace, RawRecord, TableWalk};
+use super::{
+    Finding, FindingKind, Observer, Stage, StoredFigures, VerifyOptions, VerifyProgress,
+    VerifyReport, asked_rows,
+};
+use crate::archive::Limits;
+use crate::archive::reader::Reader;
+use crate::article::ContentHash;
+use crate::error::{Error, Reason, Result};
+use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH};
+use crate::record::{Content, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID};
+
+/// A set of rows, as their number and the sum of their hashes. Sets that differ have the same sum
+/// with a chance of 2^-128, whatever the order of their rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    count: u64,
+    hash: u128,
+}
+
+impl Sum {
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        let mut hasher = blake3::Hasher::new();
+        // The length keeps a key from running into its value.
+        hasher.update(&key.len().to_be_bytes());
+        hasher.update(key);
+        hasher.update(value);
+        let mut short = [0; size_of::<u128>()];
+        hasher.finalize_xof().fill(&mut short);
+        self.count += 1;
+        self.hash = self.hash.wrapping_add(u128::from_be_bytes(short));
+    }
+}
+
+/// What the log adds up to.
+#[derive(Default)]
+pub(super) struct LogFacts {
+    pub(super) last: Sequence,
+    pub(super) totals: Totals,
+    pub(super) sources: BTreeMap<String, SourceStats>,
+}
+
+impl LogFacts {
+    /// Counts a record in.
+    pub(super) fn add(&mut self, record: &Record, stored_bytes: u64) {
+        match &record.content {
+            Content::Article(article) => {
+                self.totals.article_count += 1;
+                self.totals.text_bytes += u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
+                self.totals.stored_bytes += stored_bytes;
+                let facts = IndexFacts::of(article, record.id);
+                let stats = self.sources.entry(facts.source);
+                stats.or_insert(SourceStats::EMPTY).add(facts.time);
+            }
+            Content::Tombstone { .. }
+            | Content::Quarantine {
+                state: EntryState::Deleted,
+                ..
+            } => self.totals.deleted_count += 1,
+            Content::Deletion { .. } | Content::Quarantine { .. } => {}
+        }
+    }
+}
+
+/// One run of the check.
+pub(super) struct Check<'a> {
+    pub(super) reader: Reader<'a>,
+    pub(super) as_of: Sequence,
+    pub(super) pace: Pace,
+    findings_max: usize,
+    observer: Option<&'a Observer>,
+    stage: Stage,
+    report: VerifyReport,
+    facts: LogFacts,
+    asked: BTreeMap<u8, Sum>,
+}
+
+impl<'a> Check<'a> {
+    pub(super) fn new(
+        reader: Reader<'a>,
+        limits: &Limits,
+        as_of: Sequence,
+        options: &'a VerifyOptions,
+    ) -> Self {
+        Self {
+            reader,
+            as_of,
+            pace: Pace::new(options.bytes_per_second_max),
+            findings_max: limits.verify_findings_max,
+            observer: options.observer.as_ref(),
+            stage: Stage::Log,
+            report: VerifyReport {
+                as_of,
+                ..VerifyReport::default()
+            },
+            facts: LogFacts::default(),
+            asked: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn find(
+        &mut self,
+        kind: FindingKind,
+        sequence: impl Into<Option<Sequence>>,
+        id: impl Into<Option<ContentHash>>,
+        message: impl Into<String>,
+    ) {
+        self.report.finding_count += 1;
+        if self.report.findings.len() >= self.findings_max {
+            return;
+        }
+        let finding = Finding {
+            kind,
+            sequence: sequence.into(),
+            id: id.into().filter(|id| *id != UNKNOWN_ID),
+            message: message.into(),
+        };
+        if let Some(observer) = self.observer {
+            // Who does not read them gets them with the report.
+            let _ = observer.findings.try_send(finding.clone());
+        }
+        self.report.findings.push(finding);
+    }
+
+    /// Tells the observer where the check is.
+    pub(super) fn tell(&mut self) {
+        self.report.bytes = self.pace.bytes();
+        self.report.elapsed = self.pace.elapsed();
+        if let Some(observer) = self.observer {
+            observer.progress.send_replace(VerifyProgress {
+                stage: self.stage,
+                as_of: self.as_of,
+                article_count: self.report.article_count,
+                index_row_count: self.report.index_row_count,
+                bytes: self.report.bytes,
+                elapsed: self.report.elapsed,
+                finding_count: self.report.finding_count,
+            });
+        }
+    }
+
+    /// Walks the log: no sequence is left out, every record is intact, and every delete is whole.
+    pub(super) async fn log(&mut self) -> Result<()> {
+        let mut walk = LogWalk::new(self.reader.store(), self.as_of);
+        while let Some(step) = walk.next(&mut self.pace).await? {
+            for row in step.strays {
+                let what = format!("the log has a row with the key {:?}", row.key);
+                self.find(FindingKind::RowStray, None, None, what);
+            }
+            for raw in step.records {
+                self.gap(raw.sequence);
+                self.facts.last = raw.sequence;
+                if let Some((record, stored_bytes)) = self.prove(&raw).await? {
+                    self.facts.add(&record, stored_bytes);
+                    self.record(raw.sequence, &record).await?;
+                }
+            }
+            self.tell();
+        }
+        self.gap(self.as_of + 1);
+        Ok(())
+    }
+
+    /// Reports the sequences that are missing before the next one.
+    fn gap(&mut self, next: Sequence) {
+        let first = self.facts.last + 1;
+        if next > first {
+            let what = format!("log records {first} to {} are missing", next - 1);
+            self.find(FindingKind::RecordMissing, first, None, what);
+        }
+    }
+
+    /// Decodes a record; damage is a finding if it is still there when the record is read again.
+    async fn prove(&mut self, raw: &RawRecord) -> Result<Option<(Record, u64)>> {
+        let error = match raw.decode() {
+            Ok(record) => return Ok(Some((record, raw.stored_bytes()))),
+            Err(error) => error,
+        };
+        if self.changed(raw.sequence, raw.head()).await?
+            && let Ok(record) = self.reader.record(raw.sequence).await
+        {
+            // Only a delete changes a record, and leaves no bytes that count.
+            return Ok(Some((record, 0)));
+        }
+        self.reader.damaged(&error);
+        let id = self.named_id(raw).await?;
+        self.find(
+            FindingKind::RecordDamaged,
+            raw.sequence,
+            id,
+            error.to_string(),
+        );
+        Ok(None)
+    }
+
+    /// Whether the first row of a record differs from what was read.
+    pub(super) async fn changed(&self, sequence: Sequence, head: Option<&Bytes>) -> Result<bool> {
+        let now = self.reader.value(key::log(sequence)).await?;
+        Ok(now.as_ref() != head)
+    }
+
+    /// The id that a damaged record names, if the index agrees.
+    async fn named_id(&self, raw: &RawRecord) -> Result<Option<ContentHash>> {
+        let Some(Ok(id)) = raw
+            .head()
+            .map(|head| crate::record::peek_id(raw.sequence, head))
+        else {
+            return Ok(None);
+        };
+        let entry = self.reader.value(key::hash(&id)).await?;
+        let entry = entry.and_then(|entry| HashEntry::decode(&entry).ok());
+        Ok(entry
+            .filter(|entry| entry.sequence == raw.sequence)
+            .map(|_| id))
+    }
+
+    /// Takes an intact record into account.
+    async fn record(&mut self, sequence: Sequence, record: &Record) -> Result<()> {
+        match &record.content {
+            Content::Article(_) => self.report.article_count += 1,
+            Content::Tombstone { deletion, .. } => {
+                let fits = |content: &Content| matches!(content, Content::Deletion { article, .. } if *article == sequence);
+                self.counterpart(sequence, record.id, *deletion, fits)
+                    .await?;
+            }
+            Content::Deletion { article, .. } => {
+                self.report.deletion_count += 1;
+                let fits = |content: &Content| matches!(content, Content::Tombstone { deletion, .. } if *deletion == sequence);
+                self.counterpart(sequence, record.id, *article, fits)
+                    .await?;
+            }
+            Content::Quarantine { state, reason } => {
+                if !self.quarantine(sequence, record.id, *state, reason).await? {
+                    return Ok(());
+                }
+            }
+        }
+        for row in asked_rows(sequence, record) {
+            let sum = self.asked.entry(row.table()).or_default();
+            sum.add(&row.key, &row.value);
+        }
+        Ok(())
+    }
+
+    /// Checks that the other half of a delete is there and names this one.
+    async fn counterpart(
+        &mut self,
+        sequence: Sequence,
+        id: ContentHash,
+        other: Sequence,
+        fits: impl FnOnce(&Content) -> bool,
+    ) -> Result<()> {
+        let what = match self.reader.record(other).await {
+            // What is set aside is told at its own place.
+            Ok(record)
+                if record.id == id && fits(&record.content)
+                    || matches!(record.content, Content::Quarantine { .. }) =>
+            {
+                return Ok(());
+            }
+            Ok(_) => format!("the delete's other half at {other} differs"),
+            Err(error) if error.reason() == Reason::StoreFailed => return Err(error),
+            Err(error) => format!("the delete's other half at {other}: {error}"),
+        };
+        self.find(FindingKind::DeleteBroken, sequence, id, what);
+        Ok(())
+    }
+
+    /// Reports a quarantine that was not healed. Returns whether its row in table `h` is its own.
+    async fn quarantine(
+        &mut self,
+        sequence: Sequence,
+        id: ContentHash,
+        state: EntryState,
+        reason: &str,
+    ) -> Result<bool> {
+        let is_healed = is_elsewhere(self.reader, &id, sequence).await?;
+        if !is_healed && state != EntryState::Deleted {
+            let what = if id == UNKNOWN_ID {
+                format!("log record {sequence} was set aside, its article is unknown: {reason}")
+            } else {
+                format!("article {id} was set aside: {reason}")
+            };
+            self.find(FindingKind::RecordQuarantined, sequence, id, what);
+        }
+        Ok(!is_healed)
+    }
+
+    /// Compares the sums of all index tables, and looks closer where they differ.
+    pub(super) async fn indexes(&mut self) -> Result<()> {
+        self.stage = Stage::Index;
+        let mut suspects = Vec::new();
+        for table in INDEX_TABLES {
+            let mut found = Sum::default();
+            let mut walk = TableWalk::new(self.reader.store(), key::prefix_range(&[table]));
+            while let Some(rows) = walk.next(&mut self.pace).await? {
+                let mut newer = Vec::new();
+                for row in rows {
+                    if row_sequence(table, &row.key, &row.value) > self.as_of {
+                        newer.push(row);
+                    } else {
+                        found.add(&row.key, &row.value);
+                        self.report.index_row_count += 1;
+                    }
+                }
+                if !newer.is_empty() {
+                    self.unlogged(table, &newer).await?;
+                }
+                self.tell();
+            }
+            if found != self.asked.get(&table).copied().unwrap_or_default() {
+                suspects.push(table);
+            }
+        }
+        if !suspects.is_empty() {
+            self.stage = Stage::Locate;
+            self.locate(&suspects).await?;
+        }
+        Ok(())
+    }
+
+    /// Compares the figures with what the log adds up to, if they are known, and ends the check.
+    pub(super) fn finish(mut self, figures: Option<&StoredFigures>) -> VerifyReport {
+        let facts = std::mem::take(&mut self.facts);
+        if let Some(figures) = figures {
+            self.report.figures_checked = true;
+            self.figures(&facts, figures);
+        }
+        self.tell();
+        self.report
+    }
+
+    fn figures(&mut self, facts: &LogFacts, figures: &StoredFigures) {
+        let as_of = self.as_of;
+        let mut wrong = |what: String| self.find(FindingKind::FiguresWrong, None, None, what);
+        if figures.next != as_of + 1 {
+            wrong(format!(
+                "the next sequence is stored as {}, the last one given is {as_of}",
+                figures.next
+            ));
+        }
+        if figures.totals != facts.totals {
+            let (stored, log) = (figures.totals, facts.totals);
+            wrong(format!(
+                "the totals are {stored:?}, the log adds up to {log:?}"
+            ));
+        }
+        for (name, stats) in &facts.sources {
+            let stored = figures.sources.get(name).copied().flatten();
+            if stored != Some(*stats) {
+                wrong(format!(
+                    "source {name:?} has the figures {stored:?}, the log adds up to {stats:?}"
+                ));
+            }
+        }
+        let strays = figures.sources.keys();
+        for name in strays.filter(|name| !facts.sources.contains_key(*name)) {
+            wrong(format!("source {name:?} has figures and no articles"));
+        }
+    }
+}
+
+/// The sequence that a row of an index table names; 0 if it cannot be read.
+pub(super) fn row_sequence(table: u8, key: &[u8], value: &[u8]) -> Sequence {
+    if table == TABLE_HASH {
+        HashEntry::decode(value).map_or(0, |entry| entry.sequence)
+    } else {
+        key::parse_sequence(key).unwrap_or_default()
+    }
+}
+
+/// Whether table `h` names, for an id, an intact record of the same article at another sequence.
+pub(super) async fn is_elsewhere(
+    reader: Reader<'_>,
+    id: &ContentHash,
+    sequence: Sequence,
+) -> Result<bool> {
+    if *id == UNKNOWN_ID {
+        return Ok(false);
+    }
+    let entry = reader.value(key::hash(id)).await?;
+    let entry = entry.and_then(|entry| HashEntry::decode(&entry).ok());
+    let Some(entry) = entry.filter(|entry| entry.sequence != sequence) else {
+        return Ok(false);
+    };
+    match intact(reader.record(entry.sequence).await)? {
+        Some(record) => Ok(record.id == *id && !matches!(record.content, Content::Deletion { .. })),
+        None => Ok(false),
+    }
+}
+
+/// A record, or nothing if it is damaged or missing; only a failing store is an error.
+pub(super) fn intact(read: Result<Record, Error>) -> Result<Option<Record>> {
+    match read {
+        Ok(record) => Ok(Some(record)),
+        Err(error) if error.reason() == Reason::StoreFailed => Err(error),
+        Err(_) => Ok(None),
+    }
+}

@@ -1,0 +1,180 @@
+//! Walks the whole log or a whole table in order, at a bounded pace and in bounded memory.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::archive::reader::{advance, short_answer};
+use crate::error::{Error, Reason, Result};
+use crate::key::{self, Sequence};
+use crate::record::{self, Record};
+use crate::store::{Direction, Row, Scan, Store};
+
+/// Rows and bytes that one step of a walk reads.
+const STEP_ROWS_MAX: usize = 256;
+const STEP_BYTES_MAX: usize = 1024 * 1024;
+
+/// Holds a walk back, so that it can run beside load.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pace {
+    bytes_per_second_max: u64,
+    started: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// A pace of so many bytes a second; 0 is as fast as possible.
+    pub(super) fn new(bytes_per_second_max: u64) -> Self {
+        Self {
+            bytes_per_second_max,
+            started: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Counts what was read, and waits until as much may have been read.
+    async fn take(&mut self, bytes: usize) {
+        self.bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
+        let millis = self.bytes.saturating_mul(1000);
+        let due = match millis.checked_div(self.bytes_per_second_max) {
+            Some(millis) => Duration::from_millis(millis),
+            None => Duration::ZERO,
+        };
+        let ahead = due.saturating_sub(self.started.elapsed());
+        if ahead > Duration::ZERO {
+            tokio::time::sleep(ahead).await;
+        } else {
+            // Proving records takes time that others want too.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A range of rows that is read step by step.
+pub(super) struct TableWalk<'a> {
+    store: &'a dyn Store,
+    range: Range<Vec<u8>>,
+    done: bool,
+}
+
+impl<'a> TableWalk<'a> {
+    pub(super) fn new(store: &'a dyn Store, range: Range<Vec<u8>>) -> Self {
+        Self {
+            store,
+            range,
+            done: false,
+        }
+    }
+
+    /// The next rows in order; none at the end.
+    pub(super) async fn next(&mut self, pace: &mut Pace) -> Result<Option<Vec<Row>>> {
+        if self.done {
+            return Ok(None);
+        }
+        let scan = Scan {
+            range: self.range.clone(),
+            direction: Direction::Ascending,
+            rows_max: STEP_ROWS_MAX,
+            bytes_max: STEP_BYTES_MAX,
+        };
+        let chunk = self.store.scan_many(vec![scan]).await?.pop();
+        let chunk = chunk.ok_or_else(short_answer)?;
+        self.done = !advance(&mut self.range, &chunk);
+        let bytes = chunk.rows.iter().map(|row| row.key.len() + row.value.len());
+        pace.take(bytes.sum()).await;
+        Ok(Some(chunk.rows))
+    }
+}
+
+/// The rows of one record as they are, unproven.
+pub(super) struct RawRecord {
+    pub(super) sequence: Sequence,
+    pub(super) rows: Vec<(u16, Bytes)>,
+}
+
+impl RawRecord {
+    /// The first row, if it is there.
+    pub(super) fn head(&self) -> Option<&Bytes> {
+        match self.rows.first() {
+            Some((0, head)) => Some(head),
+            _ => None,
+        }
+    }
+
+    pub(super) fn stored_bytes(&self) -> u64 {
+        let bytes: usize = self.rows.iter().map(|(_, row)| row.len()).sum();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Proves the record.
+    pub(super) fn decode(&self) -> Result<Record> {
+        let mut rows = Vec::with_capacity(self.rows.len());
+        for (expected, (row, value)) in (0_u16..).zip(&self.rows) {
+            if *row != expected {
+                let what = format!("row {expected} is missing in log record {}", self.sequence);
+                return Err(Error::new(Reason::RecordDamaged, what));
+            }
+            rows.push(value.clone());
+        }
+        record::decode(self.sequence, &rows)
+    }
+}
+
+/// What a step of a walk of the log came by.
+#[derive(Default)]
+pub(super) struct LogStep {
+    /// Whole records, in order.
+    pub(super) records: Vec<RawRecord>,
+    /// Rows whose keys are none of the log's.
+    pub(super) strays: Vec<Row>,
+}
+
+/// The log up to a sequence, read step by step.
+pub(super) struct LogWalk<'a> {
+    rows: TableWalk<'a>,
+    open: Option<RawRecord>,
+}
+
+impl<'a> LogWalk<'a> {
+    pub(super) fn new(store: &'a dyn Store, last: Sequence) -> Self {
+        Self {
+            rows: TableWalk::new(store, key::log_range(0, last)),
+            open: None,
+        }
+    }
+
+    /// The next records in order; none at the end.
+    pub(super) async fn next(&mut self, pace: &mut Pace) -> Result<Option<LogStep>> {
+        let mut step = LogStep::default();
+        let Some(rows) = self.rows.next(pace).await? else {
+            step.records.extend(self.open.take());
+            return Ok((!step.records.is_empty()).then_some(step));
+        };
+        for row in rows {
+            let Some((sequence, number)) = key::parse_log(&row.key) else {
+                step.strays.push(row);
+                continue;
+            };
+            match &mut self.open {
+                Some(open) if open.sequence == sequence => open.rows.push((number, row.value)),
+                open => {
+                    let next = RawRecord {
+                        sequence,
+                        rows: vec![(number, row.value)],
+                    };
+                    step.records.extend(open.replace(next));
+                }
+            }
+        }
+        Ok(Some(step))
+    }
+}
