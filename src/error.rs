@@ -237,6 +237,15 @@ impl Error {
         self
     }
 
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn with_advice(mut self, advice: &str) -> Self {
+        let message = &mut self.edit().message;
+        message.push_str("; ");
+        message.push_str(advice);
+        self
+    }
+
     /// Keeps the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {

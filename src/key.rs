@@ -187,10 +187,13 @@ pub fn log(sequence: Sequence) -> Vec<u8> {
     [[TABLE_LOG].as_slice(), &sequence.to_be_bytes()].concat()
 }
 
-/// The key of a further row of a large record; rows count from 1.
+/// The key of a row of a record. Row 0 is the first, whose key is the record's own.
 #[must_use]
 pub fn log_row(sequence: Sequence, row: u16) -> Vec<u8> {
-    [log(sequence).as_slice(), &row.to_be_bytes()].concat()
+    match row {
+        0 => log(sequence),
+        row => [log(sequence).as_slice(), &row.to_be_bytes()].concat(),
+    }
 }
 
 /// The key under which a row of a damaged record is kept.

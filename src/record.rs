@@ -334,9 +334,6 @@ fn decode_content(header: &Header, text: Vec<u8>) -> Result<Content, String> {
     }
 }
 
-/// What to do about a damaged record.
-const SET_ASIDE: &str = "set it aside with `pressmark verify --repair`, then heal it from a backup";
-
 struct Header {
     kind: u8,
     codec: u8,
@@ -386,7 +383,7 @@ impl Header {
         let id = self.id.to_string();
         Error::new(
             Reason::RecordDamaged,
-            format!("article {id}: log record {sequence} {what}; {SET_ASIDE}"),
+            format!("article {id}: log record {sequence} {what}"),
         )
         .with_resource(id)
     }
@@ -399,7 +396,7 @@ fn array_at<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 fn damaged(sequence: Sequence, what: &str) -> Error {
     Error::new(
         Reason::RecordDamaged,
-        format!("log record {sequence} {what}; {SET_ASIDE}"),
+        format!("log record {sequence} {what}"),
     )
     .with_resource(format!("sequence {sequence}"))
 }

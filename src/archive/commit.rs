@@ -1,6 +1,7 @@
 //! The writer: the only place that builds a batch. It takes jobs in order, gathers puts into groups
 //! while the group before is being synced, and answers each caller when its rows are durable.
 
+mod known;
 mod mend;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use super::open::ArchiveId;
 use super::reader::{self, Reader};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, IndexFacts, Sequence, ShortHash, SortTime, meta};
+use crate::key::{self, IndexFacts, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
 use crate::record::{self, Content, EntryState, Extent, HashEntry, Rows, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Scan, Store};
@@ -137,18 +138,17 @@ impl Writer {
                     .get(&id)
                     .map(|sequence| (*sequence, PutOutcome::Duplicate)),
             };
-            let (sequence, outcome) = match stored {
-                Some(known) => known,
-                None => {
-                    let url = article.facts.url;
-                    let sequence = plan.add(article)?;
-                    in_group.insert(id, sequence);
-                    let previous = url.and_then(|url| latest.insert(url, id));
-                    let outcome = previous.map_or(PutOutcome::Created, |previous| {
-                        PutOutcome::Revision { previous }
-                    });
-                    (sequence, outcome)
-                }
+            let (sequence, outcome) = if let Some(known) = stored {
+                known
+            } else {
+                let url = article.facts.url;
+                let sequence = plan.add(article)?;
+                in_group.insert(id, sequence);
+                let previous = url.and_then(|url| latest.insert(url, id));
+                let outcome = previous.map_or(PutOutcome::Created, |previous| {
+                    PutOutcome::Revision { previous }
+                });
+                (sequence, outcome)
             };
             puts.push(Put {
                 id,
@@ -159,85 +159,6 @@ impl Writer {
         self.write(plan).await?;
         self.count(&puts);
         Ok(puts)
-    }
-
-    /// Reads, in two rounds for the whole group, all that decides what becomes of its articles.
-    async fn known(&self, articles: &[Prepared]) -> Result<Known> {
-        let mut keys: Vec<Vec<u8>> = articles.iter().map(|a| key::hash(&a.facts.id)).collect();
-        let mut names: Vec<&str> = articles.iter().map(|a| a.facts.source.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        keys.extend(names.iter().map(|name| meta::source(name)));
-        let mut values = self.store.get_many(keys).await?;
-        let stats = values.split_off(articles.len());
-        let decode_entry =
-            |value: Option<bytes::Bytes>| value.map(|v| HashEntry::decode(&v)).transpose();
-        let entries = values
-            .into_iter()
-            .map(decode_entry)
-            .collect::<Result<Vec<_>>>()?;
-        let mut sources = HashMap::new();
-        for (name, value) in names.into_iter().zip(stats) {
-            let stats =
-                value.map_or(Ok(SourceStats::EMPTY), |value| SourceStats::decode(&value))?;
-            sources.insert(name.to_owned(), stats);
-        }
-        let new = articles
-            .iter()
-            .zip(&entries)
-            .filter(|(_, entry)| entry.is_none());
-        let mut urls: Vec<ShortHash> = new.filter_map(|(article, _)| article.facts.url).collect();
-        urls.sort_unstable();
-        urls.dedup();
-        let latest = self.latest_revisions(&urls).await?;
-        Ok(Known {
-            entries,
-            sources,
-            latest,
-        })
-    }
-
-    /// The id of the latest article at each URL that has one.
-    async fn latest_revisions(
-        &self,
-        urls: &[ShortHash],
-    ) -> Result<HashMap<ShortHash, ContentHash>> {
-        let last = |url: &ShortHash| Scan {
-            range: key::prefix_range(&key::url_prefix(*url)),
-            direction: Direction::Descending,
-            rows_max: 1,
-            bytes_max: self.limits.group_bytes_max,
-        };
-        let chunks = self
-            .store
-            .scan_many(urls.iter().map(last).collect())
-            .await?;
-        let mut found = Vec::new();
-        for (url, chunk) in urls.iter().zip(chunks) {
-            let sequence = chunk
-                .rows
-                .first()
-                .and_then(|row| key::parse_sequence(&row.key));
-            found.extend(sequence.map(|sequence| (*url, sequence)));
-        }
-        let keys = found
-            .iter()
-            .map(|(_, sequence)| key::log(*sequence))
-            .collect();
-        let heads = self.store.get_many(keys).await?;
-        let mut latest = HashMap::new();
-        for ((url, sequence), head) in found.into_iter().zip(heads) {
-            // An old revision that is lost must not keep new ones out of the archive. Its reader
-            // will be told; here only its id is missing from the answer.
-            let head = head.ok_or_else(|| reader::no_record(sequence));
-            match head.and_then(|head| record::peek_id(sequence, &head)) {
-                Ok(id) => {
-                    latest.insert(url, id);
-                }
-                Err(error) => tracing::error!(%error, "the latest revision of a URL is damaged"),
-            }
-        }
-        Ok(latest)
     }
 
     /// Writes a plan, and only then makes it the state to go on from.
@@ -355,13 +276,6 @@ impl Writer {
     }
 }
 
-/// What the archive already knows of a group of articles.
-struct Known {
-    entries: Vec<Option<HashEntry>>,
-    sources: HashMap<String, SourceStats>,
-    latest: HashMap<ShortHash, ContentHash>,
-}
-
 /// A batch in the making, with the figures that it leads to.
 struct Plan {
     batch: Batch,
@@ -476,16 +390,9 @@ fn put_rows(batch: &mut Batch, sequence: Sequence, rows: Rows) -> Result<()> {
     for (row, value) in rows.into_values().into_iter().enumerate() {
         let row = u16::try_from(row)
             .map_err(|_| Error::new(Reason::Internal, format!("a record of {row} rows")))?;
-        batch.put(row_key(sequence, row), value);
+        batch.put(key::log_row(sequence, row), value);
     }
     Ok(())
-}
-
-fn row_key(sequence: Sequence, row: u16) -> Vec<u8> {
-    match row {
-        0 => key::log(sequence),
-        row => key::log_row(sequence, row),
-    }
 }
 
 /// Takes further puts from the queue, without waiting, until the group is full or something else

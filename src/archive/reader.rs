@@ -14,6 +14,9 @@ use crate::store::{Chunk, Store};
 /// How many records are fetched at a time: of each at first one row of up to 64 KiB.
 pub(super) const FETCH_RECORDS: usize = 64;
 
+/// What to do about a damaged record.
+const SET_ASIDE: &str = "set it aside with `pressmark verify --repair`, then heal it from a backup";
+
 /// The first key behind a key.
 pub(super) fn behind(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
@@ -85,8 +88,9 @@ impl<'a> Reader<'a> {
 
     /// The first `row_count` rows of a record.
     async fn rows(&self, sequence: Sequence, row_count: u16) -> Result<Vec<Bytes>> {
-        let mut keys = vec![key::log(sequence)];
-        keys.extend((1..row_count).map(|row| key::log_row(sequence, row)));
+        let keys = (0..row_count)
+            .map(|row| key::log_row(sequence, row))
+            .collect();
         let values = self.store.get_many(keys).await?;
         values
             .into_iter()
@@ -105,10 +109,12 @@ impl<'a> Reader<'a> {
                 record = self.decode(sequence, now).await;
             }
         }
-        let record = record.inspect_err(|error| {
-            if error.kind() != Kind::Unavailable {
-                self.damaged(error);
+        let record = record.map_err(|error| {
+            if error.kind() == Kind::Unavailable {
+                return error;
             }
+            self.damaged(&error);
+            error.with_advice(SET_ASIDE)
         })?;
         self.metrics.read.add(1);
         Ok(record)
@@ -127,7 +133,7 @@ impl<'a> Reader<'a> {
     fn lost(&self, sequence: Sequence) -> Error {
         let error = no_record(sequence);
         self.damaged(&error);
-        error
+        error.with_advice(SET_ASIDE)
     }
 
     /// Counts damage and tells the operator.
@@ -151,7 +157,7 @@ pub(super) fn not_found(id: impl std::fmt::Display) -> Error {
 pub(super) fn no_record(sequence: Sequence) -> Error {
     Error::new(
         Reason::RecordDamaged,
-        format!("log record {sequence} has lost rows; restore it from a backup"),
+        format!("log record {sequence} has lost rows"),
     )
     .with_resource(format!("sequence {sequence}"))
 }

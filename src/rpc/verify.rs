@@ -29,8 +29,7 @@ pub(super) struct Verify {
 impl Verify {
     pub(super) async fn run(self, request: proto::VerifyArchiveRequest) {
         let status = match self.check(request).await {
-            Ok(()) => return,
-            Err(Ended::ClientGone) => return,
+            Ok(()) | Err(Ended::ClientGone) => return,
             Err(Ended::Stopping) => stopping(),
             Err(Ended::Failed(error)) => status_of(&error),
         };

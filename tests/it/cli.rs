@@ -11,33 +11,33 @@ use tempfile::TempDir;
 use crate::server::ServerProcess;
 
 /// A folder of the test's own, and an archive in it that each command opens in its own process.
-struct Scratch {
+pub struct Scratch {
     folder: TempDir,
 }
 
 /// What a command did.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
 impl Scratch {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
     /// Runs a command on the archive of a name.
-    fn run_on(&self, archive: &str, arguments: &[&str]) -> Ran {
+    pub fn run_on(&self, archive: &str, arguments: &[&str]) -> Ran {
         Ran::of(
             program()
                 .arg("--archive")
@@ -46,7 +46,7 @@ impl Scratch {
         )
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub fn run(&self, arguments: &[&str]) -> Ran {
         self.run_on("archive", arguments)
     }
 
@@ -58,7 +58,7 @@ impl Scratch {
     }
 
     /// Writes a tree with so many articles, one of them undated, and something hidden.
-    fn write_tree(&self, count: usize) -> String {
+    pub fn write_tree(&self, count: usize) -> String {
         for number in 0..count {
             let name = format!("tree/{}/{number:04}.md", number % 3);
             self.write(&name, article(number).render());
@@ -87,7 +87,7 @@ impl Ran {
 
     /// The output, if the command exited with a code.
     #[track_caller]
-    fn exits(self, code: i32) -> Self {
+    pub fn exits(self, code: i32) -> Self {
         assert_eq!(
             self.code, code,
             "stdout: {}\nstderr: {}",
@@ -97,14 +97,14 @@ impl Ran {
     }
 
     /// The objects printed, one a line.
-    fn objects(&self) -> Vec<Value> {
+    pub fn objects(&self) -> Vec<Value> {
         let object = |line| serde_json::from_str(line).unwrap();
         self.out.lines().map(object).collect()
     }
 }
 
 /// The program, untouched by the variables of whoever runs the tests.
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pressmark"));
     for name in ["SERVER", "ARCHIVE", "CACHE_MIB", "LISTEN", "LOG"] {
         command.env_remove(format!("PRESSMARK_{name}"));
@@ -126,7 +126,7 @@ fn article(number: usize) -> Article {
     .unwrap()
 }
 
-fn id(number: usize) -> String {
+pub fn id(number: usize) -> String {
     article(number).id().to_string()
 }
 

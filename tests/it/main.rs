@@ -40,6 +40,8 @@ mod paging;
 mod power_cut;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
+// Repair: what is mended, what is set aside and healed, and that load goes on beside it.
+mod repair;
 // The service as a client sees it.
 mod rpc;
 // Fixtures: servers in this process and beside it.
@@ -52,3 +54,5 @@ mod store;
 mod tidy;
 // Damage: that verify finds it, and that reads of everything else go on.
 mod verify;
+// Check, repair and scrub as operators meet them: command line, service and server.
+mod verify_command;

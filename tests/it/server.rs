@@ -56,7 +56,7 @@ impl TestServer {
     }
 
     pub async fn admin(&self) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(channel(&self.address).await)
+        admin(&self.address).await
     }
 
     /// Stops the server and proves the archive.
@@ -66,6 +66,11 @@ impl TestServer {
         check(&self.archive).await;
         self.guard.close().await.unwrap();
     }
+}
+
+/// A client of the admin service at an address.
+pub async fn admin(address: &str) -> AdminServiceClient<Channel> {
+    AdminServiceClient::new(channel(address).await)
 }
 
 async fn channel(address: &str) -> Channel {
@@ -111,9 +116,15 @@ pub struct ServerProcess {
 impl ServerProcess {
     /// Starts the server and returns when it takes requests.
     pub fn start(archive: &Path) -> Self {
+        Self::start_with(archive, &[])
+    }
+
+    /// Starts it with further flags.
+    pub fn start_with(archive: &Path, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_pressmark"))
             .args(["serve", "--listen", "127.0.0.1:0", "--archive"])
             .arg(archive)
+            .args(flags)
             .env("PRESSMARK_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::super::reader::{Reader, advance, short_answer};
 use super::super::verify::{Apply, Mend, Repair, RepairCounts, Snapshot, StoredFigures};
-use super::{Figures, Writer, put_rows, row_key};
+use super::{Figures, Writer, put_rows};
 use crate::article::Timestamp;
 use crate::error::Result;
-use crate::key::meta;
+use crate::key::{self, Sequence, meta};
 use crate::record::{self, ScrubResult, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Scan, Store};
 
@@ -24,6 +26,7 @@ impl Writer {
             return Ok(Snapshot {
                 as_of,
                 figures: None,
+                beyond: Vec::new(),
             });
         }
         let keys = vec![meta::next_sequence(), meta::totals()];
@@ -46,7 +49,21 @@ impl Writer {
         Ok(Snapshot {
             as_of,
             figures: Some(figures),
+            beyond: self.rows_beyond(as_of).await?,
         })
+    }
+
+    /// Keys of the log behind a sequence, at most as many as a check lists.
+    async fn rows_beyond(&self, last: Sequence) -> Result<Vec<Bytes>> {
+        let scan = Scan {
+            range: key::log(last + 1)..key::prefix_end(&[key::TABLE_LOG]),
+            direction: Direction::Ascending,
+            rows_max: self.limits.verify_findings_max.max(1),
+            bytes_max: self.limits.group_bytes_max,
+        };
+        let chunk = self.store.scan_many(vec![scan]).await?.pop();
+        let rows = chunk.ok_or_else(short_answer)?.rows;
+        Ok(rows.into_iter().map(|row| row.key).collect())
     }
 
     async fn stored_sources(&self) -> Result<BTreeMap<String, Option<SourceStats>>> {
@@ -82,8 +99,11 @@ impl Writer {
             apply: Batches { store: &*store },
             counts: RepairCounts::default(),
         };
-        let figures = repair.run().await?;
+        let result = repair.run().await;
         let counts = repair.counts;
+        // A repair that did not come to its end may have written some of the figures.
+        self.failed |= result.is_err();
+        let figures = result?;
         self.figures = figures;
         self.committed.send_replace(figures.next - 1);
         Ok(counts)
@@ -115,8 +135,9 @@ impl Apply for Batches<'_> {
                     rows,
                     old,
                 } => {
-                    old.into_iter()
-                        .for_each(|row| batch.remove(row_key(sequence, row)));
+                    for row in old {
+                        batch.remove(key::log_row(sequence, row));
+                    }
                     put_rows(&mut batch, sequence, rows)?;
                 }
             }

@@ -78,6 +78,8 @@ pub(super) struct Check<'a> {
     stage: Stage,
     report: VerifyReport,
     facts: LogFacts,
+    /// Whether `facts` has everything: not if records are damaged.
+    is_complete: bool,
     asked: BTreeMap<u8, Sum>,
 }
 
@@ -100,6 +102,7 @@ impl<'a> Check<'a> {
                 ..VerifyReport::default()
             },
             facts: LogFacts::default(),
+            is_complete: true,
             asked: BTreeMap::new(),
         }
     }
@@ -146,12 +149,12 @@ impl<'a> Check<'a> {
     }
 
     /// Walks the log: no sequence is left out, every record is intact, and every delete is whole.
-    pub(super) async fn log(&mut self) -> Result<()> {
+    /// Behind it there is nothing.
+    pub(super) async fn log(&mut self, beyond: &[Bytes]) -> Result<()> {
         let mut walk = LogWalk::new(self.reader.store(), self.as_of);
         while let Some(step) = walk.next(&mut self.pace).await? {
             for row in step.strays {
-                let what = format!("the log has a row with the key {:?}", row.key);
-                self.find(FindingKind::RowStray, None, None, what);
+                self.foreign_key(&row.key);
             }
             for raw in step.records {
                 self.gap(raw.sequence);
@@ -164,14 +167,26 @@ impl<'a> Check<'a> {
             self.tell();
         }
         self.gap(self.as_of + 1);
+        for key in beyond {
+            self.foreign_key(key);
+        }
         Ok(())
+    }
+
+    fn foreign_key(&mut self, key: &Bytes) {
+        let what = format!("the log has a row with the key {key:?}, which was never given");
+        self.find(FindingKind::RowStray, None, None, what);
     }
 
     /// Reports the sequences that are missing before the next one.
     fn gap(&mut self, next: Sequence) {
         let first = self.facts.last + 1;
         if next > first {
-            let what = format!("log records {first} to {} are missing", next - 1);
+            self.is_complete = false;
+            let what = match next - 1 {
+                last if last == first => format!("log record {first} is missing"),
+                last => format!("log records {first} to {last} are missing"),
+            };
             self.find(FindingKind::RecordMissing, first, None, what);
         }
     }
@@ -188,6 +203,7 @@ impl<'a> Check<'a> {
             // Only a delete changes a record, and leaves no bytes that count.
             return Ok(Some((record, 0)));
         }
+        self.is_complete = false;
         self.reader.damaged(&error);
         let id = self.named_id(raw).await?;
         self.find(
@@ -328,7 +344,7 @@ impl<'a> Check<'a> {
     /// Compares the figures with what the log adds up to, if they are known, and ends the check.
     pub(super) fn finish(mut self, figures: Option<&StoredFigures>) -> VerifyReport {
         let facts = std::mem::take(&mut self.facts);
-        if let Some(figures) = figures {
+        if let Some(figures) = figures.filter(|_| self.is_complete) {
             self.report.figures_checked = true;
             self.figures(&facts, figures);
         }

@@ -35,8 +35,10 @@ impl Check<'_> {
         for table in suspects.iter().copied() {
             let mut walk = TableWalk::new(reader.store(), key::prefix_range(&[table]));
             while let Some(rows) = walk.next(&mut self.pace).await? {
-                for row in stray_rows(reader, table, self.as_of, rows).await? {
-                    self.stray(table, row_sequence(table, &row.key, &row.value));
+                let named = |row: &Row| row_sequence(table, &row.key, &row.value);
+                let rows = rows.into_iter().filter(|row| named(row) <= self.as_of);
+                for row in stray_rows(reader, table, self.as_of, rows.collect()).await? {
+                    self.stray(table, named(&row));
                 }
                 self.tell();
             }
@@ -137,7 +139,8 @@ async fn needs(reader: Reader<'_>, head: Option<&Bytes>, asked: &Missing) -> Res
     Ok(!is_healed)
 }
 
-/// Those of some rows of an index table that the records which they name do not ask for.
+/// Those of some rows of an index table that the records which they name do not ask for. What names
+/// a record of the log that is damaged or missing is none of them.
 pub(super) async fn stray_rows(
     reader: Reader<'_>,
     table: u8,
@@ -145,7 +148,6 @@ pub(super) async fn stray_rows(
     rows: Vec<Row>,
 ) -> Result<Vec<Row>> {
     let named = |row: &Row| row_sequence(table, &row.key, &row.value);
-    let rows: Vec<Row> = rows.into_iter().filter(|row| named(row) <= as_of).collect();
     let mut strays = Vec::new();
     for some in rows.chunks(RECORDS_MAX) {
         let keys = some.iter().map(|row| key::log(named(row))).collect();
@@ -156,12 +158,13 @@ pub(super) async fn stray_rows(
                 Some(head) => intact(read(reader, sequence, head).await)?,
                 None => None,
             };
-            let is_asked = record.is_some_and(|record| {
-                let asked = asked_rows(sequence, &record);
-                asked
+            let is_asked = match record {
+                Some(record) => asked_rows(sequence, &record)
                     .iter()
-                    .any(|asked| row.key == asked.key && row.value == asked.value)
-            });
+                    .any(|asked| row.key == asked.key && row.value == asked.value),
+                // Nobody knows what a damaged record asks for; it has a finding of its own.
+                None => (1..=as_of).contains(&sequence),
+            };
             // A delete may have taken both away since the row was read.
             if !is_asked && reader.value(row.key.to_vec()).await?.as_ref() == Some(&row.value) {
                 strays.push(row.clone());

@@ -18,6 +18,7 @@ mod walk;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::check::Check;
@@ -96,8 +97,8 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// How long it took.
     pub elapsed: Duration,
-    /// Whether the figures were compared: not if articles were deleted while the check ran, or if
-    /// an earlier write failed.
+    /// Whether the figures were compared: not if records are damaged or missing, if articles were
+    /// deleted while the check ran, or if an earlier write failed.
     pub figures_checked: bool,
     /// All findings counted.
     pub finding_count: u64,
@@ -186,6 +187,8 @@ pub(super) struct Snapshot {
     /// The next sequence and the totals as they are stored, and the sources; none if they cannot be
     /// trusted to belong to `as_of`.
     pub(super) figures: Option<StoredFigures>,
+    /// Keys in the log behind the last sequence that was given, where none should be.
+    pub(super) beyond: Vec<Bytes>,
 }
 
 /// The figures as they are stored.
@@ -216,7 +219,7 @@ impl Archive {
         self.send(Job::Snapshot(done)).await?;
         let mut snapshot = snapshot.await.map_err(|_| writer_ended())??;
         let mut check = Check::new(self.reader(), &self.inner.limits, snapshot.as_of, options);
-        check.log().await?;
+        check.log(&snapshot.beyond).await?;
         check.indexes().await?;
         if self.inner.metrics.deleted.get() != deleted_before {
             // The log no longer adds up to what it did.

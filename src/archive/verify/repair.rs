@@ -107,7 +107,7 @@ impl<A: Apply> Repair<'_, A> {
         self.apply.apply(mends).await
     }
 
-    /// Finds what has to be set aside. Moves rows whose keys are none of the log's out of it.
+    /// Finds what has to be set aside. Moves rows whose keys were never given out of the log.
     async fn damage(&mut self) -> Result<Damage> {
         let mut damage = Damage::default();
         let mut expected = 1;
@@ -115,7 +115,11 @@ impl<A: Apply> Repair<'_, A> {
         let mut walk = LogWalk::new(self.reader.store(), Sequence::MAX);
         while let Some(LogStep { records, strays }) = walk.next(&mut pace).await? {
             let mut mends = Vec::new();
-            for row in strays {
+            let (records, beyond): (Vec<RawRecord>, Vec<RawRecord>) = records
+                .into_iter()
+                .partition(|raw| raw.sequence <= self.last);
+            let beyond = beyond.into_iter().flat_map(RawRecord::into_rows);
+            for row in strays.into_iter().chain(beyond) {
                 let kept = [&[key::TABLE_QUARANTINE], row.key.as_ref()].concat();
                 mends.push(Mend::Put(kept, row.value.to_vec()));
                 mends.push(Mend::Remove(row.key.to_vec()));
@@ -144,7 +148,6 @@ impl<A: Apply> Repair<'_, A> {
             }
         }
         damage.add_missing(expected, self.last + 1)?;
-        self.last = self.last.max(expected - 1);
         Ok(damage)
     }
 
@@ -331,7 +334,7 @@ impl<A: Apply> Repair<'_, A> {
             let range = key::prefix_range(&[table]);
             let mut walk = TableWalk::new(self.reader.store(), range);
             while let Some(rows) = walk.next(&mut pace).await? {
-                let strays = stray_rows(self.reader, table, Sequence::MAX, rows).await?;
+                let strays = stray_rows(self.reader, table, self.last, rows).await?;
                 self.counts.removed_count += u64::try_from(strays.len()).unwrap_or(u64::MAX);
                 let mends = strays.into_iter().map(|row| Mend::Remove(row.key.to_vec()));
                 self.apply(mends.collect()).await?;

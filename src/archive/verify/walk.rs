@@ -115,6 +115,15 @@ impl RawRecord {
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
+    /// The rows as they stand in the log.
+    pub(super) fn into_rows(self) -> impl Iterator<Item = Row> {
+        let sequence = self.sequence;
+        self.rows.into_iter().map(move |(row, value)| Row {
+            key: key::log_row(sequence, row).into(),
+            value,
+        })
+    }
+
     /// Proves the record.
     pub(super) fn decode(&self) -> Result<Record> {
         let mut rows = Vec::with_capacity(self.rows.len());
@@ -146,8 +155,10 @@ pub(super) struct LogWalk<'a> {
 
 impl<'a> LogWalk<'a> {
     pub(super) fn new(store: &'a dyn Store, last: Sequence) -> Self {
+        // From the first byte of the table on, so that no stray key hides before the first record.
+        let range = vec![key::TABLE_LOG]..key::log_range(0, last).end;
         Self {
-            rows: TableWalk::new(store, key::log_range(0, last)),
+            rows: TableWalk::new(store, range),
             open: None,
         }
     }
