@@ -29,7 +29,7 @@ pub enum Target {
     Server(String),
     /// An archive that no server has open.
     Archive(Locator, StoreOptions),
-    /// The same, to be repaired: its figures may be damaged.
+    /// The same, to be repaired: its figures may be damaged, and acknowledged writes lost.
     DamagedArchive(Locator, StoreOptions),
 }
 
@@ -61,7 +61,11 @@ impl Client {
                 Self::serve(Archive::open(store, Limits::default()).await?).await
             }
             Target::DamagedArchive(locator, options) => {
-                let store = store::open(locator, *options).await?;
+                let options = StoreOptions {
+                    accept_loss: true,
+                    ..*options
+                };
+                let store = store::open(locator, options).await?;
                 Self::serve(Archive::open_to_repair(store, Limits::default()).await?).await
             }
         }

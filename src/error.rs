@@ -69,6 +69,8 @@ pub enum Reason {
     BackupDamaged,
     /// A backup does not go on where the archive, or the backup before it, ends.
     BackupMismatch,
+    /// The storage engine found its own files damaged while it read.
+    StoreDamaged,
     /// A log record does not match its checksum or its id.
     RecordDamaged,
     /// An index row names a log record that is not there or differs.
@@ -89,7 +91,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -108,6 +110,7 @@ impl Reason {
         Self::RestoreUnfinished,
         Self::BackupDamaged,
         Self::BackupMismatch,
+        Self::StoreDamaged,
         Self::RecordDamaged,
         Self::IndexDamaged,
         Self::WritesStopped,
@@ -146,6 +149,7 @@ impl Reason {
             Self::RestoreUnfinished => "RESTORE_UNFINISHED",
             Self::BackupDamaged => "BACKUP_DAMAGED",
             Self::BackupMismatch => "BACKUP_MISMATCH",
+            Self::StoreDamaged => "STORE_DAMAGED",
             Self::RecordDamaged => "RECORD_DAMAGED",
             Self::IndexDamaged => "INDEX_DAMAGED",
             Self::WritesStopped => "WRITES_STOPPED",
@@ -182,6 +186,7 @@ impl Reason {
             Self::ArchiveDamaged
             | Self::ArticleQuarantined
             | Self::BackupDamaged
+            | Self::StoreDamaged
             | Self::RecordDamaged
             | Self::IndexDamaged => Kind::DataLoss,
             Self::Internal => Kind::Internal,

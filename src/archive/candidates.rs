@@ -184,7 +184,7 @@ impl Archive {
             }
         };
         let scans = prefixes.iter().map(scan).collect();
-        let chunks = self.inner.store.scan_many(scans).await?;
+        let chunks = self.reader().scan_many(scans).await?;
         let exhausted = chunks.iter().all(|chunk| chunk.exhausted);
         let open = chunks.iter().filter(|chunk| !chunk.exhausted);
         let ends = open.filter_map(|chunk| key::parse_dated(&chunk.rows.last()?.key));

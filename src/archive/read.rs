@@ -126,8 +126,8 @@ impl Archive {
     /// # Errors
     /// `ArticleNotFound`; `ArticleDeleted` with the reason; `RecordDamaged`.
     pub async fn get(&self, id: &ContentHash) -> Result<StoredArticle> {
-        let entry = self.entry(id).await?.ok_or_else(|| not_found(id))?;
-        self.get_at(id, entry).await
+        let entry = self.entry(id).await.map_err(|error| about(id, error))?;
+        self.get_at(id, entry.ok_or_else(|| not_found(id))?).await
     }
 
     /// Reads the article whose id starts with these hex digits, 8 or more, if there is just one.
@@ -347,7 +347,7 @@ impl Archive {
     /// The next sequence and the totals, as they are stored.
     pub(super) async fn figures(&self) -> Result<(Sequence, Totals)> {
         let keys = vec![meta::next_sequence(), meta::totals()];
-        let values = self.inner.store.get_many(keys).await?;
+        let values = self.reader().get_many(keys).await?;
         let [Some(next), Some(totals)] = values.as_slice() else {
             let what = "the archive has lost its figures; run `pressmark verify --repair` on it";
             return Err(Error::new(Reason::IndexDamaged, what));
@@ -361,7 +361,7 @@ impl Archive {
 
     /// Reads one chunk.
     pub(super) async fn scan_one(&self, scan: Scan) -> Result<Chunk> {
-        let chunks = self.inner.store.scan_many(vec![scan]).await?;
+        let chunks = self.reader().scan_many(vec![scan]).await?;
         chunks.into_iter().next().ok_or_else(short_answer)
     }
 
@@ -376,7 +376,7 @@ impl Archive {
         let ids: Vec<ContentHash> = ids.iter().filter(|id| seen.insert(**id)).copied().collect();
         let keys = ids.iter().map(key::hash).collect();
         let committed = self.committed();
-        let values = self.inner.store.get_many(keys).await?;
+        let values = self.reader().get_many(keys).await?;
         let entry = |(id, value): (ContentHash, Option<Bytes>)| {
             let entry = value.map(|value| HashEntry::decode(&value)).transpose()?;
             Ok((id, entry.filter(|entry| entry.sequence <= committed)))
@@ -385,7 +385,8 @@ impl Archive {
     }
 
     async fn get_at(&self, id: &ContentHash, entry: HashEntry) -> Result<StoredArticle> {
-        let record = self.reader().record(entry.sequence).await?;
+        let record = self.reader().record(entry.sequence).await;
+        let record = record.map_err(|error| about(id, error))?;
         stored_article(id, entry.sequence, record)
     }
 }
@@ -413,6 +414,17 @@ fn stored_article(id: &ContentHash, sequence: Sequence, record: Record) -> Resul
         | Content::Deletion { .. }
         | Content::Quarantine { .. } => Err(wrong_record(id, sequence)),
     }
+}
+
+/// Damage that an article was read by, with the article named.
+fn about(id: &ContentHash, error: Error) -> Error {
+    let id = id.to_string();
+    if error.kind() != Kind::DataLoss || error.resource() == Some(&id) {
+        return error;
+    }
+    Error::new(error.reason(), format!("article {id} cannot be read"))
+        .with_source(error)
+        .with_resource(id)
 }
 
 /// The article is known and its text is not: its record was damaged and set aside.

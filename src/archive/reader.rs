@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::metrics::Metrics;
 use crate::record::{self, HashEntry, Record};
-use crate::store::{Chunk, Store};
+use crate::store::{Chunk, Scan, Store};
 
 /// How many records are fetched at a time: of each at first one row of up to 64 KiB.
 pub(super) const FETCH_RECORDS: usize = 64;
@@ -50,9 +50,27 @@ impl<'a> Reader<'a> {
         self.store
     }
 
+    /// Reads the values of keys; damage to the engine's files does not go unnoticed.
+    pub(super) async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
+        self.noticed(self.store.get_many(keys).await)
+    }
+
+    /// Reads one chunk per scan, with the same care.
+    pub(super) async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
+        self.noticed(self.store.scan_many(scans).await)
+    }
+
+    fn noticed<T>(&self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|error| {
+            if error.kind() == Kind::DataLoss {
+                self.damaged(error);
+            }
+        })
+    }
+
     /// The value of one row.
     pub(super) async fn value(&self, key: Vec<u8>) -> Result<Option<Bytes>> {
-        let values = self.store.get_many(vec![key]).await?;
+        let values = self.get_many(vec![key]).await?;
         values.into_iter().next().ok_or_else(short_answer)
     }
 
@@ -79,7 +97,7 @@ impl<'a> Reader<'a> {
             .iter()
             .map(|sequence| key::log(*sequence))
             .collect();
-        let values = self.store.get_many(keys).await?;
+        let values = self.get_many(keys).await?;
         let pairs = sequences.iter().zip(values);
         pairs
             .map(|(sequence, value)| value.ok_or_else(|| self.lost(*sequence)))
@@ -91,7 +109,7 @@ impl<'a> Reader<'a> {
         let keys = (0..row_count)
             .map(|row| key::log_row(sequence, row))
             .collect();
-        let values = self.store.get_many(keys).await?;
+        let values = self.get_many(keys).await?;
         values
             .into_iter()
             .map(|value| value.ok_or_else(|| no_record(sequence)))

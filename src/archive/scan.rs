@@ -218,7 +218,7 @@ impl Archive {
             .map(|source| key::meta::source(source))
             .collect();
         let mut count = 0;
-        for value in self.inner.store.get_many(keys).await?.into_iter().flatten() {
+        for value in self.reader().get_many(keys).await?.into_iter().flatten() {
             count += crate::record::SourceStats::decode(&value)?.article_count;
         }
         Ok(count)

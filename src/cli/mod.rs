@@ -234,6 +234,7 @@ impl Shared {
     fn store_options(&self) -> StoreOptions {
         StoreOptions {
             cache_bytes: u64::from(self.cache_mib) * 1024 * 1024,
+            accept_loss: false,
         }
     }
 

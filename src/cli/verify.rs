@@ -115,6 +115,7 @@ fn kind_word(kind: proto::VerifyFindingKind) -> &'static str {
         proto::VerifyFindingKind::RowMissing => "row missing",
         proto::VerifyFindingKind::RowStray => "row stray",
         proto::VerifyFindingKind::FiguresWrong => "figures wrong",
+        proto::VerifyFindingKind::StoreDamaged => "store damaged",
     }
 }
 

@@ -143,6 +143,7 @@ fn finding_message(finding: Finding) -> proto::VerifyFinding {
         FindingKind::RowMissing => proto::VerifyFindingKind::RowMissing,
         FindingKind::RowStray => proto::VerifyFindingKind::RowStray,
         FindingKind::FiguresWrong => proto::VerifyFindingKind::FiguresWrong,
+        FindingKind::StoreDamaged => proto::VerifyFindingKind::StoreDamaged,
     };
     proto::VerifyFinding {
         kind: kind.into(),

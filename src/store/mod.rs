@@ -3,8 +3,10 @@
 //! This module knows no article, no record and no proto. Only `store/sled.rs` names sled. What an
 //! engine must do beyond what its library does is told at the top of its file.
 
+mod folder;
 mod memory;
 mod sled;
+mod watermark;
 
 use std::fmt;
 use std::ops::Range;
@@ -253,12 +255,15 @@ impl fmt::Display for Locator {
 pub struct StoreOptions {
     /// Bytes of pages that the engine keeps in memory, as they are on disk.
     pub cache_bytes: u64,
+    /// Whether to open an archive that has lost acknowledged writes.
+    pub accept_loss: bool,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 128 * 1024 * 1024,
+            accept_loss: false,
         }
     }
 }

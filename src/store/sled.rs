@@ -10,25 +10,32 @@
 //! - A kill during open can leave `snap.*.generating`, which fails every later open (issues 1527
 //!   and 1533). It is removed first, under a lock of our own.
 //! - Damaged files can make open panic. The panic is caught and answered with what to do.
+//! - Damage in what was written since the last open is taken for the end of the log, and synced
+//!   batches are forgotten without a word. Batches are counted, and a count beside the database
+//!   tells (see `watermark.rs`).
 //! - A descending iterator looks for the leaf before the one that begins at `X c` by the key
 //!   `X c-1 ff ff ff ff`, and panics if that leaf begins behind it, as times just before 1970 do.
 //!   Keys are stored with a zero byte behind every `ff`, so that none has two of them in a row.
 //! - Readers wait while a batch is applied, and `flush_async` can starve its own threads: one
 //!   thread of ours applies and syncs all batches.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use sled::{Db, IVec};
 use tokio::sync::{mpsc, oneshot};
 
+use super::folder::{
+    lock, remove_unfinished_snapshots, sync_folder, wait_for_release, warn_of_blobs,
+};
+use super::watermark::Watermark;
 use super::{
     Batch, Change, Chunk, Direction, Durability, Poison, Row, Scan, Store, StoreOptions,
     StoreStats, closed,
@@ -48,9 +55,13 @@ const FLUSH_EVERY_MS: u64 = 500;
 /// Batches waiting for the writer thread. The archive sends one at a time.
 const WRITE_QUEUE_BATCHES: usize = 4;
 
-const LOCK_FILE: &str = "LOCK";
 const DATA_FILE: &str = "db";
 const BLOB_FOLDER: &str = "blobs";
+const WATERMARK_FILE: &str = "SYNCED";
+
+/// The key of the count of batches. No row has it, nor does any scan come by: a stored key has a
+/// zero behind every `ff`.
+const COUNT_KEY: [u8; 2] = [0xff, 1];
 
 /// An archive in a folder.
 #[derive(Debug)]
@@ -101,7 +112,23 @@ impl SledStore {
             .open(folder.join(DATA_FILE))
             .map_err(|error| failed("open the data file of", error))?;
         sync_folder(folder).map_err(|error| failed("sync", error))?;
-        warn_of_blobs(folder);
+        warn_of_blobs(&folder.join(BLOB_FOLDER));
+
+        let count = stored_count(&db)?;
+        let (watermark, synced) = Watermark::open(&folder.join(WATERMARK_FILE))
+            .map_err(|error| failed("open the count of batches of", error))?;
+        if synced > count {
+            let error = lost_batches(folder, synced - count);
+            if !options.accept_loss {
+                return Err(error);
+            }
+            tracing::warn!(%error, "going on with what is left");
+        }
+        watermark
+            .set(count)
+            .and_then(|()| watermark.sync())
+            .map_err(|error| failed("write the count of batches of", error))?;
+        let files = Files { data, watermark };
 
         let poison = Arc::new(Poison::default());
         let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
@@ -109,7 +136,7 @@ impl SledStore {
             let (db, poison) = (db.clone(), Arc::clone(&poison));
             std::thread::Builder::new()
                 .name("sled-writer".into())
-                .spawn(move || run_writer(&db, &data, writes, &poison))
+                .spawn(move || run_writer(&db, &files, count, writes, &poison))
                 .map_err(|error| failed("start the writer thread of", error))?
         };
         Ok(Self {
@@ -140,7 +167,7 @@ impl SledStore {
             .await
             .unwrap_or_else(|_| {
                 // The panic's own text can hold the whole tree; it is on stderr already.
-                Err(Error::new(Reason::StoreFailed, "a read of sled panicked"))
+                Err(Error::new(Reason::StoreDamaged, "a read of sled panicked"))
             })
     }
 }
@@ -226,7 +253,7 @@ impl Store for SledStore {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
             let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
             drop(db);
-            wait_for_release(&folder);
+            wait_for_release(&folder.join(DATA_FILE));
             drop(lock);
             result
         });
@@ -251,10 +278,17 @@ fn panicked(folder: &Path) -> Error {
     )
 }
 
+/// What is written and synced beside sled's own handles.
+struct Files {
+    data: File,
+    watermark: Watermark,
+}
+
 /// Applies batches in order until the queue closes, then syncs what is left.
 fn run_writer(
     db: &Db,
-    data: &File,
+    files: &Files,
+    mut count: u64,
     mut writes: mpsc::Receiver<Write>,
     poison: &Poison,
 ) -> Result<()> {
@@ -265,7 +299,8 @@ fn run_writer(
     }) = writes.blocking_recv()
     {
         let result = poison.check().and_then(|()| {
-            apply(db, data, batch, durability).inspect_err(|error| {
+            count += 1;
+            apply(db, files, count, batch, durability).inspect_err(|error| {
                 tracing::error!(%error, "a write failed, the archive takes no more");
                 poison.set(error);
             })
@@ -274,10 +309,11 @@ fn run_writer(
         let _ = done.send(result);
     }
     poison.check()?;
-    sync(db, data)
+    sync(db, files, count)?;
+    files.watermark.sync().map_err(write_failed)
 }
 
-fn apply(db: &Db, data: &File, batch: Batch, durability: Durability) -> Result<()> {
+fn apply(db: &Db, files: &Files, count: u64, batch: Batch, durability: Durability) -> Result<()> {
     let mut changes = sled::Batch::default();
     for change in batch.into_changes() {
         match change {
@@ -285,17 +321,40 @@ fn apply(db: &Db, data: &File, batch: Batch, durability: Durability) -> Result<(
             Change::Remove(key) => changes.remove(stored_key(&key)),
         }
     }
+    changes.insert(&COUNT_KEY, &count.to_be_bytes());
     db.apply_batch(changes).map_err(write_failed)?;
     match durability {
         Durability::Buffered => Ok(()),
-        Durability::Synced => sync(db, data),
+        Durability::Synced => sync(db, files, count),
     }
 }
 
-/// Hands everything to the operating system and then to the disk.
-fn sync(db: &Db, data: &File) -> Result<()> {
+/// Hands everything to the operating system and then to the disk, and remembers that.
+fn sync(db: &Db, files: &Files, count: u64) -> Result<()> {
     db.flush().map_err(write_failed)?;
-    data.sync_data().map_err(write_failed)
+    files.data.sync_data().map_err(write_failed)?;
+    if let Err(error) = files.watermark.set(count) {
+        // The batch is safe; only a later loss would go unnoticed.
+        tracing::warn!(%error, "cannot write the count of synced batches");
+    }
+    Ok(())
+}
+
+/// How many batches the database holds.
+fn stored_count(db: &Db) -> Result<u64> {
+    let count = db.get(COUNT_KEY).map_err(read_failed)?;
+    let count = count.and_then(|count| count.as_ref().try_into().ok());
+    Ok(count.map_or(0, u64::from_be_bytes))
+}
+
+fn lost_batches(folder: &Path, count: u64) -> Error {
+    let folder = folder.display().to_string();
+    let what = format!(
+        "the archive {folder} has lost its last {count} acknowledged writes, because its files were \
+         cut or damaged; restore a backup into a new folder, or go on with what is left after \
+         `pressmark verify --repair --archive {folder}`"
+    );
+    Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
 }
 
 fn scan_one(db: &Db, scan: &Scan) -> Result<Chunk> {
@@ -360,69 +419,17 @@ fn value_bytes(change: &Change) -> usize {
 }
 
 fn read_failed(error: sled::Error) -> Error {
-    Error::new(Reason::StoreFailed, "sled cannot read").with_source(error)
+    let reason = match &error {
+        sled::Error::Io(_) | sled::Error::Unsupported(_) => Reason::StoreFailed,
+        sled::Error::Corruption { .. }
+        | sled::Error::ReportableBug(_)
+        | sled::Error::CollectionNotFound(_) => Reason::StoreDamaged,
+    };
+    Error::new(reason, "sled cannot read its files").with_source(error)
 }
 
 fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(Reason::StoreFailed, "cannot write to disk").with_source(error)
-}
-
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(LOCK_FILE);
-    let failed = |error: io::Error| {
-        Error::new(
-            Reason::FileFailed,
-            format!("cannot lock {}", path.display()),
-        )
-        .with_source(error)
-    };
-    let mut options = OpenOptions::new();
-    let file = options
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::new(
-            Reason::ArchiveLocked,
-            format!(
-                "the archive {} is open in another process; if that is a server, talk to it with \
-                 --server, or stop it first",
-                folder.display()
-            ),
-        )
-        .with_resource(folder.display().to_string())),
-        Err(TryLockError::Error(error)) => Err(failed(error)),
-    }
-}
-
-/// Waits until nobody holds the data file: threads of sled's own may, for a moment after its last
-/// handle is gone, and would make the next open fail.
-fn wait_for_release(folder: &Path) {
-    const ROUNDS_MAX: u32 = 1000;
-    const PAUSE: Duration = Duration::from_millis(5);
-    for _ in 0..ROUNDS_MAX {
-        match File::open(folder.join(DATA_FILE)).map(|data| data.try_lock()) {
-            Ok(Err(TryLockError::WouldBlock)) => std::thread::sleep(PAUSE),
-            _ => return,
-        }
-    }
-    tracing::warn!(folder = %folder.display(), "sled has not let go of its file");
-}
-
-fn remove_unfinished_snapshots(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            tracing::info!(file = %entry.path().display(), "removing an unfinished snapshot");
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 fn open_guarded(folder: &Path, options: StoreOptions) -> Result<Db> {
@@ -451,31 +458,5 @@ fn open_guarded(folder: &Path, options: StoreOptions) -> Result<Db> {
         .with_source(error)),
         Ok(Err(error)) => Err(damaged().with_source(error)),
         Err(_) => Err(damaged()),
-    }
-}
-
-/// Makes the folder itself durable: a synced file is lost if its name is not.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_file() || entry.file_name() == BLOB_FOLDER {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    let folder = folder.canonicalize()?;
-    File::open(&folder)?.sync_all()?;
-    match folder.parent() {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => Ok(()),
-    }
-}
-
-fn warn_of_blobs(folder: &Path) {
-    let blobs = fs::read_dir(folder.join(BLOB_FOLDER)).map_or(0, Iterator::count);
-    if blobs > 0 {
-        tracing::warn!(
-            blobs,
-            "sled keeps values in files that it does not sync; report this"
-        );
     }
 }

@@ -1,15 +1,17 @@
 //! What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use pressmark::error::Reason;
+use pressmark::article::{Article, ArticleFields};
+use pressmark::error::{Kind, Reason};
 use pressmark::store::Durability::{Buffered, Synced};
-use pressmark::store::{self, Batch, Direction, Locator, Scan};
+use pressmark::store::{self, Batch, Direction, Locator, Scan, StoreOptions};
 use tempfile::TempDir;
 
 use crate::store::{batch, bytes, get};
-use crate::support::{Engine, TestResult, check_error, small_cache};
+use crate::support::{Engine, TestArchive, TestResult, check_error, fields, noise, small_cache};
 
 #[tokio::test]
 async fn keeps_its_rows_over_many_openings() -> TestResult {
@@ -226,5 +228,88 @@ fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
             fs::copy(entry.path(), place)?;
         }
     }
+    Ok(())
+}
+
+/// A database that ends earlier than what was synced is no crash's work; sled opens it in silence.
+#[tokio::test]
+async fn lost_batches_are_noticed() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    for n in 0..40 {
+        let value = noise(n, 5000);
+        let rows = [(&*format!("row/{n:02}"), Some(&*value))];
+        store.write(batch(&rows), Synced).await?;
+    }
+    store.close().await?;
+    let data = folder.path().join("archive/db");
+    let mut bytes = fs::read(&data)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&data, bytes)?;
+
+    for _ in 0..2 {
+        let refused = Engine::Sled.open(folder.path()).await;
+        let parts = ["lost its last", "restore a backup", "verify --repair"];
+        check_error(refused.map(drop), Reason::ArchiveDamaged, &parts);
+    }
+    let options = StoreOptions {
+        accept_loss: true,
+        ..small_cache()
+    };
+    let locator = Locator::Folder(folder.path().join("archive"));
+    let left = store::open(&locator, options).await?;
+    assert_eq!(get(&*left, "row/00").await?, Some(noise(0, 5000)));
+    assert_eq!(get(&*left, "row/39").await?, None);
+    left.write(batch(&[("new", Some("row"))]), Synced).await?;
+    left.close().await?;
+    // What was accepted once is no loss any more.
+    let store = Engine::Sled.open(folder.path()).await?;
+    assert_eq!(get(&*store, "new").await?, Some("row".into()));
+    Ok(store.close().await?)
+}
+
+/// The disk goes bad under an open archive: every read is right or says that data is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_goes_bad_gives_no_wrong_article() -> TestResult {
+    let archive = TestArchive::open(Engine::Sled).await;
+    let long = |n| ArticleFields {
+        body: noise(n, 30_000),
+        ..fields(n)
+    };
+    let puts = archive.put_all((1..=600).map(long)).await;
+    // Opened anew, it has nothing in its cache, which is smaller than the archive besides.
+    let archive = archive.reopen().await;
+    let data = fs::OpenOptions::new()
+        .write(true)
+        .open(archive.folder().join("archive/db"))?;
+    let size = data.metadata()?.len();
+    for at in (0..size).step_by(1_500_007) {
+        data.write_all_at(b"rust", at)?;
+    }
+    let (mut right, mut lost) = (0, 0);
+    for (n, put) in (1..).zip(&puts) {
+        match archive.get(&put.id).await {
+            Ok(found) => {
+                assert_eq!(found.article, Article::new(long(n))?);
+                right += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::DataLoss, "{error}");
+                assert_eq!(error.resource(), Some(&*put.id.to_string()), "{error}");
+                lost += 1;
+            }
+        }
+    }
+    println!(
+        "of {} articles {right} were right, {lost} were lost",
+        puts.len()
+    );
+    assert!(lost > 0 && right > 0, "some was hit, some was not");
+    assert!(archive.metrics().damaged.get() >= lost, "and counted");
+    let report = archive.verify().await?;
+    assert!(report.finding_count > 0, "{report:#?}");
+    // What sled makes of its files at close is not what this is about.
+    let _ = archive.close().await;
     Ok(())
 }

@@ -63,6 +63,7 @@ impl Engine {
 pub fn small_cache() -> StoreOptions {
     StoreOptions {
         cache_bytes: 4 * 1024 * 1024,
+        accept_loss: false,
     }
 }
 
@@ -147,6 +148,11 @@ impl TestArchive {
     /// Ends a test that damaged the archive.
     pub async fn close(self) -> TestResult {
         Ok(self.guard.close().await?)
+    }
+
+    /// The folder that a sled archive has its own folder in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn store(&self) -> &dyn Store {

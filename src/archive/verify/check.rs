@@ -341,6 +341,18 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
+    /// Reports that the engine cannot read its files; any other error stays one.
+    pub(super) fn unreadable(&mut self, error: Error) -> Result<()> {
+        if error.reason() != Reason::StoreDamaged {
+            return Err(error);
+        }
+        self.is_complete = false;
+        self.reader.damaged(&error);
+        let what = format!("{error}, so the check ends early");
+        self.find(FindingKind::StoreDamaged, None, None, what);
+        Ok(())
+    }
+
     /// Compares the figures with what the log adds up to, if they are known, and ends the check.
     pub(super) fn finish(mut self, figures: Option<&StoredFigures>) -> VerifyReport {
         let facts = std::mem::take(&mut self.facts);

@@ -68,7 +68,7 @@ impl Check<'_> {
     pub(super) async fn unlogged(&mut self, table: u8, rows: &[Row]) -> Result<()> {
         let named = |row: &Row| row_sequence(table, &row.key, &row.value);
         let keys = rows.iter().map(|row| key::log(named(row))).collect();
-        let records = self.reader.store().get_many(keys).await?;
+        let records = self.reader.get_many(keys).await?;
         for (row, record) in rows.iter().zip(records) {
             if record.is_none()
                 && self.reader.value(row.key.to_vec()).await?.as_ref() == Some(&row.value)
@@ -117,7 +117,7 @@ pub(super) async fn missing_rows(
             .iter()
             .map(|(_, asked)| asked.row.key.clone())
             .collect();
-        let values = reader.store().get_many(keys).await?;
+        let values = reader.get_many(keys).await?;
         for ((head, asked), value) in asked.into_iter().zip(values) {
             let is_there = value.is_some_and(|value| value == asked.row.value);
             if !is_there && needs(reader, head, &asked).await? {
@@ -151,7 +151,7 @@ pub(super) async fn stray_rows(
     let mut strays = Vec::new();
     for some in rows.chunks(RECORDS_MAX) {
         let keys = some.iter().map(|row| key::log(named(row))).collect();
-        let heads = reader.store().get_many(keys).await?;
+        let heads = reader.get_many(keys).await?;
         for (row, head) in some.iter().zip(heads) {
             let sequence = named(row);
             let record = match head {

@@ -49,6 +49,8 @@ pub enum FindingKind {
     RowStray,
     /// The figures differ from what the log adds up to.
     FiguresWrong,
+    /// The engine cannot read its own files, so the check could not come to its end.
+    StoreDamaged,
 }
 
 impl FindingKind {
@@ -58,6 +60,9 @@ impl FindingKind {
         match self {
             Self::RecordDamaged | Self::RecordMissing => {
                 "run verify --repair, which sets the record aside, then heal the article from a backup"
+            }
+            Self::StoreDamaged => {
+                "export what can still be read, and restore a backup into a new folder"
             }
             Self::RecordQuarantined => "heal the article from a backup, or store it again",
             Self::ArticleRepeated
@@ -219,8 +224,13 @@ impl Archive {
         self.send(Job::Snapshot(done)).await?;
         let mut snapshot = snapshot.await.map_err(|_| writer_ended())??;
         let mut check = Check::new(self.reader(), &self.inner.limits, snapshot.as_of, options);
-        check.log(&snapshot.beyond).await?;
-        check.indexes().await?;
+        let walked = match check.log(&snapshot.beyond).await {
+            Ok(()) => check.indexes().await,
+            damaged => damaged,
+        };
+        if let Err(error) = walked {
+            check.unreadable(error)?;
+        }
         if self.inner.metrics.deleted.get() != deleted_before {
             // The log no longer adds up to what it did.
             snapshot.figures = None;
