@@ -28,6 +28,8 @@ mod corpus;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// Bytes from strangers and bad disks, against every decoder.
+mod fuzz;
 // The service from grpcurl.
 mod grpcurl;
 // Load for tests that break the server under it.
