@@ -16,7 +16,7 @@ use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, ShortHash, SortTime, meta};
 use crate::metrics::Metrics;
 use crate::record::{self, Content, Extent, HashEntry, Rows, SourceStats, Totals};
-use crate::store::{Batch, Direction, Durability, Scan, Store};
+use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// Adds the figures of the whole archive to a batch.
 pub(super) fn put_figures(batch: &mut Batch, next: Sequence, totals: Totals) {
@@ -39,6 +39,10 @@ pub(super) struct Writer {
     metrics: Arc<Metrics>,
     committed: watch::Sender<Sequence>,
     figures: Figures,
+    /// Set by the first failed write. The store refuses later ones by itself, but what needs no
+    /// write would still be answered from rows that may not be durable: an article whose sync
+    /// failed is no duplicate when it is sent again.
+    poison: Poison,
 }
 
 impl Writer {
@@ -56,6 +60,7 @@ impl Writer {
             metrics,
             committed,
             figures: Figures { next, totals },
+            poison: Poison::default(),
         }
     }
 
@@ -100,6 +105,7 @@ impl Writer {
     }
 
     async fn commit_puts(&mut self, articles: Vec<Prepared>) -> Result<Vec<Put>> {
+        self.poison.check()?;
         let known = self.known(&articles).await?;
         let mut plan = Plan::new(self.figures, known.sources);
         let mut in_group: HashMap<ContentHash, Sequence> = HashMap::new();
@@ -220,7 +226,10 @@ impl Writer {
         }
         let figures = plan.figures;
         let started = Instant::now();
-        self.store.write(plan.finish(), Durability::Synced).await?;
+        self.store
+            .write(plan.finish(), Durability::Synced)
+            .await
+            .inspect_err(|error| self.poison.set(error))?;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.metrics.commit_micros.add(micros);
         self.metrics.commits.add(1);
@@ -248,6 +257,7 @@ impl Writer {
     }
 
     async fn commit_delete(&mut self, job: &DeleteJob) -> Result<Delete> {
+        self.poison.check()?;
         let reader = Reader::new(&*self.store, self.metrics.as_ref());
         let entry = reader
             .entry(&job.id)

@@ -28,6 +28,8 @@ mod corpus;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// A store that fails at every write and every read: what clients are told, and what is left.
+mod faulty;
 // The service from grpcurl.
 mod grpcurl;
 // Load for tests that break the server under it.
