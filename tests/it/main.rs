@@ -28,6 +28,8 @@ mod corpus;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// What a naive model of an archive knows of articles, and its filter and sort.
+mod facts;
 // A store that fails at every write and every read: what clients are told, and what is left.
 mod faulty;
 // The service from grpcurl.
