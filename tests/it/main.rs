@@ -38,6 +38,8 @@ mod grpcurl;
 mod load;
 // Pages and counts of random articles against a naive model of filter and sort.
 mod model;
+// All operations of the archive in random order against a naive model.
+mod operations;
 // Pages: their tokens, what they may see, and that writers never shift them.
 mod paging;
 // Power cuts of a disk of the test's own.
