@@ -98,7 +98,8 @@ async fn a_power_cut_loses_nothing_acknowledged() {
             Disk::cut(&point);
             server.kill();
         };
-        acknowledged.extend(break_under_load(server, random.random(), target, cut).await);
+        let (more, ()) = break_under_load(server, random.random(), target, cut).await;
+        acknowledged.extend(more);
         disk.unmount();
         disk.mount();
         check_acknowledged(&folder, &acknowledged).await;

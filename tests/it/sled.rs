@@ -1,7 +1,6 @@
 //! What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 
 use std::fs;
-use std::path::Path;
 
 use pressmark::error::Reason;
 use pressmark::store::Durability::{Buffered, Synced};
@@ -9,7 +8,7 @@ use pressmark::store::{self, Batch, Direction, Locator, Scan};
 use tempfile::TempDir;
 
 use crate::store::{batch, bytes, get};
-use crate::support::{Engine, TestResult, check_error, small_cache};
+use crate::support::{Engine, TestResult, check_error, copy_folder, small_cache};
 
 #[tokio::test]
 async fn keeps_its_rows_over_many_openings() -> TestResult {
@@ -212,19 +211,5 @@ async fn scans_go_back_over_any_keys() -> TestResult {
     }
     assert_eq!(found, keys);
     store.close().await?;
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &place)?;
-        } else {
-            fs::copy(entry.path(), place)?;
-        }
-    }
     Ok(())
 }
