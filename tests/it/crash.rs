@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::load::{break_under_load, check_acknowledged, rounds, seed};
+use crate::load::{Deck, break_under_load, check_acknowledged, rounds, seed};
 use crate::server::{ServerProcess, check_folder, message};
 
 /// Kills of one archive before the next one is begun.
@@ -43,12 +42,13 @@ async fn a_killed_server_loses_nothing_acknowledged() {
     let mut acknowledged_count = 0;
     // Of each kind: all kills, and those that came when opening or closing was already over.
     let mut counts: BTreeMap<Moment, (usize, usize)> = BTreeMap::new();
+    let mut moments = Deck::new(&MOMENTS);
     let mut start_time = Duration::ZERO;
     for first in (0..kills).step_by(KILLS_PER_ARCHIVE) {
         let folder = tempfile::tempdir().unwrap();
         let mut acknowledged = Vec::new();
         for kill in first..kills.min(first + KILLS_PER_ARCHIVE) {
-            let mut moment = *MOMENTS.choose(&mut random).unwrap();
+            let mut moment = moments.draw(&mut random);
             if kill == 0 {
                 // How long opening takes is not known before the first start.
                 moment = Moment::Load;

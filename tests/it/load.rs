@@ -9,6 +9,7 @@ use pressmark::error::Error;
 use pressmark::rpc::proto;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
 use tonic::transport::Channel;
@@ -33,6 +34,29 @@ pub fn seed() -> u64 {
 /// How often a test does something: a default, or what a variable says.
 pub fn rounds(variable: &str, default: usize) -> usize {
     std::env::var(variable).map_or(default, |rounds| rounds.parse().unwrap())
+}
+
+/// Kinds of breaks in random order, each of which comes up as often as it stands in the list.
+pub struct Deck<T: 'static> {
+    all: &'static [T],
+    left: Vec<T>,
+}
+
+impl<T: Clone> Deck<T> {
+    pub fn new(all: &'static [T]) -> Self {
+        Self {
+            all,
+            left: Vec::new(),
+        }
+    }
+
+    pub fn draw(&mut self, random: &mut StdRng) -> T {
+        if self.left.is_empty() {
+            self.left = self.all.to_vec();
+            self.left.shuffle(random);
+        }
+        self.left.pop().expect("a deck holds cards")
+    }
 }
 
 /// Sends articles until the server is gone. Tells every acknowledged id.

@@ -127,6 +127,13 @@ impl ServerProcess {
         Self::run(Command::new(PROGRAM), archive)
     }
 
+    /// Starts the server through another program, which puts the server in its own place.
+    pub fn spawn_under(program: &str, archive: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.arg(PROGRAM);
+        Self::run(command, archive)
+    }
+
     fn run(mut command: Command, archive: &Path) -> Self {
         let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--archive"])
