@@ -26,7 +26,7 @@ enum Moment {
     Close,
 }
 
-/// Opening comes most often, as it follows every kill of another kind in real life too.
+/// How often each comes up: a start that follows a kill is killed as often as the load after it.
 const MOMENTS: [Moment; 5] = [
     Moment::Load,
     Moment::Load,

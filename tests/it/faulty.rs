@@ -5,8 +5,8 @@
 //! since is in the page cache of a kernel that may have dropped it (Linux marks the pages of a
 //! failed `fsync` clean, so a second `fsync` succeeds without having written them), and a disk may
 //! have kept what it reported as failed. So a failed write tells nothing about what is on disk, and
-//! what the process goes on to read tells nothing either. It stops just short of what a process
-//! cannot see: torn sectors and disks that lie are left to the checksums, which `verify` tests.
+//! what the process goes on to read tells nothing either. Torn sectors and disks that lie about a
+//! sync that succeeded are not modelled: they are left to the checksums.
 //!
 //! A crash is dropping the archive and opening another one on what was durable by then.
 
@@ -50,7 +50,7 @@ const FAULTS: [Fault; 3] = [Fault::Lost, Fault::NotSynced, Fault::Synced];
 #[derive(Debug)]
 struct FaultyStore {
     live: MemoryStore,
-    durable: Arc<MemoryStore>,
+    durable: MemoryStore,
     /// What is applied and not durable. Held through a write, so that writes are in order.
     unsynced: Mutex<Vec<Batch>>,
     poison: Poison,
@@ -81,8 +81,8 @@ impl FaultyStore {
         for row in rows {
             batch.put(row.key.to_vec(), row.value.to_vec());
         }
-        let (live, durable) = (MemoryStore::new(), Arc::new(MemoryStore::new()));
-        for image in [&live, &*durable] {
+        let (live, durable) = (MemoryStore::new(), MemoryStore::new());
+        for image in [&live, &durable] {
             image
                 .write(batch.clone(), Durability::Synced)
                 .await

@@ -173,7 +173,8 @@ impl ServerProcess {
         self.child.wait().unwrap().success()
     }
 
-    /// Asks it to stop and kills it a moment later. Returns whether it had ended by then.
+    /// Asks it to stop and kills it a moment later, which the caller varies: how far it has come
+    /// cannot be seen from outside. Returns whether it had ended by then.
     pub fn terminate_and_kill(mut self, moment: Duration) -> bool {
         self.ask_to_stop();
         std::thread::sleep(moment);
