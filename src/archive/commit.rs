@@ -20,7 +20,7 @@ use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
 use crate::record::{self, Content, EntryState, Extent, HashEntry, Rows, SourceStats, Totals};
-use crate::store::{Batch, Direction, Durability, Scan, Store};
+use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost.
 pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures) -> Batch {
@@ -54,8 +54,10 @@ pub(super) struct Writer {
     metrics: Arc<Metrics>,
     committed: watch::Sender<Sequence>,
     figures: Figures,
-    /// Whether a write failed: then nobody knows whether its batch is in the store.
-    failed: bool,
+    /// Set by the first failed write. The store refuses later ones by itself, but what needs no
+    /// write would still be answered from rows that may not be durable: an article whose sync
+    /// failed is no duplicate when it is sent again.
+    poison: Poison,
 }
 
 impl Writer {
@@ -72,7 +74,7 @@ impl Writer {
             metrics,
             committed,
             figures,
-            failed: false,
+            poison: Poison::default(),
         }
     }
 
@@ -123,6 +125,7 @@ impl Writer {
     }
 
     async fn commit_puts(&mut self, articles: Vec<Prepared>) -> Result<Vec<Put>> {
+        self.poison.check()?;
         let known = self.known(&articles).await?;
         let mut plan = Plan::new(self.figures, known.sources);
         let mut in_group: HashMap<ContentHash, Sequence> = HashMap::new();
@@ -168,9 +171,10 @@ impl Writer {
         }
         let figures = plan.figures;
         let started = Instant::now();
-        let written = self.store.write(plan.finish(), Durability::Synced).await;
-        self.failed |= written.is_err();
-        written?;
+        self.store
+            .write(plan.finish(), Durability::Synced)
+            .await
+            .inspect_err(|error| self.poison.set(error))?;
         let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.metrics.commit_micros.add(micros);
         self.metrics.commits.add(1);
@@ -198,6 +202,7 @@ impl Writer {
     }
 
     async fn commit_delete(&mut self, job: &DeleteJob) -> Result<Delete> {
+        self.poison.check()?;
         let reader = Reader::new(&*self.store, self.metrics.as_ref());
         let entry = reader
             .entry(&job.id)

@@ -28,6 +28,10 @@ mod corpus;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// What a naive model of an archive knows of articles, and its filter and sort.
+mod facts;
+// A store that fails at every write and every read: what clients are told, and what is left.
+mod faulty;
 // Bytes from strangers and bad disks, against every decoder.
 mod fuzz;
 // The service from grpcurl.
@@ -36,6 +40,8 @@ mod grpcurl;
 mod load;
 // Pages and counts of random articles against a naive model of filter and sort.
 mod model;
+// All operations of the archive in random order against a naive model.
+mod operations;
 // Pages: their tokens, what they may see, and that writers never shift them.
 mod paging;
 // Power cuts of a disk of the test's own.

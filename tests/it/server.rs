@@ -1,9 +1,10 @@
 //! Fixtures: a server in this process, and one in a process of its own that can be killed.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pressmark::archive::{Archive, Guard, Limits};
 use pressmark::error::Error;
@@ -94,22 +95,29 @@ pub async fn check(archive: &Archive) {
     assert_eq!(report.finding_count, 0, "{:#?}", report.findings);
 }
 
+/// Opens the archive that a process left behind.
+pub async fn open_folder(folder: &Path) -> Result<(Archive, Guard), Error> {
+    let locator = Locator::Folder(folder.to_owned());
+    let store = pressmark::store::open(&locator, StoreOptions::default()).await?;
+    Archive::open(store, Limits::default()).await
+}
+
 /// Opens the archive that a process left behind, proves it and lets `read` look at it.
 pub async fn check_folder<T>(folder: &Path, read: impl AsyncFnOnce(&Archive) -> T) -> T {
-    let locator = Locator::Folder(folder.to_owned());
-    let store = pressmark::store::open(&locator, StoreOptions::default())
-        .await
-        .unwrap();
-    let (archive, guard) = Archive::open(store, Limits::default()).await.unwrap();
+    let (archive, guard) = open_folder(folder).await.unwrap();
     check(&archive).await;
     let result = read(&archive).await;
     guard.close().await.unwrap();
     result
 }
 
+/// The program under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pressmark");
+
 /// `pressmark serve` in a process of its own. Dropping it kills it.
 pub struct ServerProcess {
-    pub child: Child,
+    child: Child,
+    /// Empty until it takes requests.
     pub address: String,
 }
 
@@ -121,26 +129,48 @@ impl ServerProcess {
 
     /// Starts it with further flags.
     pub fn start_with(archive: &Path, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_pressmark"))
+        Self::run(Command::new(PROGRAM), archive, flags).ready()
+    }
+
+    /// Starts the server and returns at once.
+    pub fn spawn(archive: &Path) -> Self {
+        Self::run(Command::new(PROGRAM), archive, &[])
+    }
+
+    /// Starts the server through another program, which puts the server in its own place.
+    pub fn spawn_under(program: &str, archive: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.arg(PROGRAM);
+        Self::run(command, archive, &[])
+    }
+
+    fn run(mut command: Command, archive: &Path, flags: &[&str]) -> Self {
+        let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--archive"])
             .arg(archive)
             .args(flags)
             .env("PRESSMARK_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
-            .unwrap();
+            .unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
+        Self {
+            child,
+            address: String::new(),
+        }
+    }
+
+    /// Waits until it takes requests.
+    pub fn ready(mut self) -> Self {
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
+        BufReader::new(self.child.stdout.take().unwrap())
             .read_line(&mut line)
             .unwrap();
         let (_, address) = line
             .trim()
             .rsplit_once(' ')
             .expect("the server says where it listens");
-        Self {
-            address: address.to_owned(),
-            child,
-        }
+        self.address = address.to_owned();
+        self
     }
 
     /// The address without its scheme, as grpcurl wants it.
@@ -150,9 +180,33 @@ impl ServerProcess {
 
     /// Asks it to stop, and returns whether it exited with 0.
     pub fn terminate(mut self) -> bool {
+        self.ask_to_stop();
+        self.child.wait().unwrap().success()
+    }
+
+    /// Asks it to stop and kills it a moment later, which the caller varies: how far it has come
+    /// cannot be seen from outside. Returns whether it had ended by then.
+    pub fn terminate_and_kill(mut self, moment: Duration) -> bool {
+        self.ask_to_stop();
+        std::thread::sleep(moment);
+        let ended = self.child.try_wait().unwrap();
+        assert!(ended.is_none_or(|status| status.success()), "{ended:?}");
+        self.kill();
+        ended.is_some()
+    }
+
+    fn ask_to_stop(&self) {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-        self.child.wait().unwrap().success()
+    }
+
+    /// Kills it as `kill -9` does, and returns whether it said before that it takes requests.
+    pub fn kill_starting(mut self) -> bool {
+        self.child.kill().unwrap();
+        let mut said = String::new();
+        let mut stdout = self.child.stdout.take().unwrap();
+        stdout.read_to_string(&mut said).unwrap();
+        !said.is_empty()
     }
 
     /// Kills it as `kill -9` does.

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use pressmark::article::{Article, ArticleFields};
 use pressmark::error::{Kind, Reason};
@@ -11,7 +10,9 @@ use pressmark::store::{self, Batch, Direction, Locator, Scan, StoreOptions};
 use tempfile::TempDir;
 
 use crate::store::{batch, bytes, get};
-use crate::support::{Engine, TestArchive, TestResult, check_error, fields, noise, small_cache};
+use crate::support::{
+    Engine, TestArchive, TestResult, check_error, copy_folder, fields, noise, small_cache,
+};
 
 #[tokio::test]
 async fn keeps_its_rows_over_many_openings() -> TestResult {
@@ -214,20 +215,6 @@ async fn scans_go_back_over_any_keys() -> TestResult {
     }
     assert_eq!(found, keys);
     store.close().await?;
-    Ok(())
-}
-
-fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
-    fs::create_dir(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let place = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            copy_folder(&entry.path(), &place)?;
-        } else {
-            fs::copy(entry.path(), place)?;
-        }
-    }
     Ok(())
 }
 

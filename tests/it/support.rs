@@ -242,3 +242,18 @@ pub fn check_error<T: Debug>(result: Result<T, Error>, reason: Reason, parts: &[
     }
     error
 }
+
+/// Copies a folder and all that is in it to a place where nothing is yet.
+pub fn copy_folder(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::create_dir(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let place = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_folder(&entry.path(), &place)?;
+        } else {
+            std::fs::copy(entry.path(), place)?;
+        }
+    }
+    Ok(())
+}

@@ -12,7 +12,7 @@ use crate::article::Timestamp;
 use crate::error::Result;
 use crate::key::{self, Sequence, meta};
 use crate::record::{self, ScrubResult, SourceStats, Totals};
-use crate::store::{Batch, Direction, Durability, Scan, Store};
+use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// Sources that are read at a time.
 const SOURCES_MAX: usize = 1024;
@@ -21,7 +21,7 @@ impl Writer {
     /// The figures as they are stored, which nothing changes while they are read here.
     pub(super) async fn snapshot(&self) -> Result<Snapshot> {
         let as_of = self.figures.next - 1;
-        if self.failed {
+        if self.poison.check().is_err() {
             // The batch that failed may be there or not.
             return Ok(Snapshot {
                 as_of,
@@ -96,14 +96,14 @@ impl Writer {
             reader: Reader::new(&*store, &metrics),
             last: self.figures.next - 1,
             now,
-            apply: Batches { store: &*store },
+            apply: Batches {
+                store: &*store,
+                poison: &self.poison,
+            },
             counts: RepairCounts::default(),
         };
-        let result = repair.run().await;
+        let figures = repair.run().await?;
         let counts = repair.counts;
-        // A repair that did not come to its end may have written some of the figures.
-        self.failed |= result.is_err();
-        let figures = result?;
         self.figures = figures;
         self.committed.send_replace(figures.next - 1);
         Ok(counts)
@@ -113,13 +113,15 @@ impl Writer {
     pub(super) async fn note_scrub(&mut self, result: ScrubResult) -> Result<()> {
         let mut batch = Batch::new();
         batch.put(meta::scrub(), result.encode());
-        self.store.write(batch, Durability::Synced).await
+        let written = self.store.write(batch, Durability::Synced).await;
+        written.inspect_err(|error| self.poison.set(error))
     }
 }
 
 /// Turns mends into batches.
 struct Batches<'a> {
     store: &'a dyn Store,
+    poison: &'a Poison,
 }
 
 impl Apply for Batches<'_> {
@@ -142,6 +144,7 @@ impl Apply for Batches<'_> {
                 }
             }
         }
-        self.store.write(batch, Durability::Synced).await
+        let written = self.store.write(batch, Durability::Synced).await;
+        written.inspect_err(|error| self.poison.set(error))
     }
 }
