@@ -3,6 +3,7 @@
 
 mod known;
 mod mend;
+mod restore;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,11 +12,11 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::backup::ArchiveId;
 use super::job::{Delete, DeleteJob, DeleteOutcome, Job, Prepared, Put, PutJob, PutOutcome};
 use super::limits::Limits;
-use super::open::ArchiveId;
 use super::reader::{self, Reader};
-use crate::article::ContentHash;
+use crate::article::{Article, ContentHash};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
@@ -99,6 +100,7 @@ impl Writer {
                 // Of these, who asked may have gone; what is done stays done.
                 Some(Job::Repair(now, done)) => drop(done.send(self.repair(now).await)),
                 Some(Job::Snapshot(done)) => drop(done.send(self.snapshot().await)),
+                Some(Job::Restore(step, done)) => drop(done.send(self.restore(step).await)),
                 Some(Job::Scrubbed(result, done)) => {
                     drop(done.send(self.note_scrub(result).await));
                 }
@@ -234,10 +236,8 @@ impl Writer {
         let mut plan = Plan::new(self.figures, HashMap::new());
         if let Some(article) = article {
             let facts = IndexFacts::of(&article, job.id);
-            let stats = self.stats_without(&facts, entry.sequence).await?;
-            plan.changed_sources.insert(facts.source.clone(), stats);
-            let text_bytes = u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
-            plan.remove(&facts, entry.sequence, extent, text_bytes);
+            self.unindex(&mut plan, &facts, entry.sequence, extent, &article)
+                .await?;
         }
         let sequence = plan.delete(job, entry.sequence)?;
         self.write(plan).await?;
@@ -249,6 +249,22 @@ impl Writer {
             deleted_at: job.now,
             reason: job.reason.clone(),
         })
+    }
+
+    /// Takes an article out of indexes and figures.
+    async fn unindex(
+        &self,
+        plan: &mut Plan,
+        facts: &IndexFacts,
+        sequence: Sequence,
+        extent: Extent,
+        article: &Article,
+    ) -> Result<()> {
+        let stats = self.stats_without(facts, sequence).await?;
+        plan.changed_sources.insert(facts.source.clone(), stats);
+        let text_bytes = u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
+        plan.remove(facts, sequence, extent, text_bytes);
+        Ok(())
     }
 
     /// The figures of a source once the article at `sequence` is gone.

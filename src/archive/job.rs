@@ -2,6 +2,7 @@
 
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::backup::RestoreStep;
 use super::verify::{RepairCounts, Snapshot};
 use super::writer_ended;
 use crate::article::{Article, ContentHash, Timestamp};
@@ -133,6 +134,7 @@ pub(super) enum Job {
     Delete(Box<DeleteJob>),
     Repair(Timestamp, oneshot::Sender<Result<RepairCounts>>),
     Snapshot(oneshot::Sender<Result<Snapshot>>),
+    Restore(RestoreStep, oneshot::Sender<Result<()>>),
     Scrubbed(ScrubResult, oneshot::Sender<Result<()>>),
 }
 

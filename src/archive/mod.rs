@@ -9,6 +9,7 @@
 //! Readers see articles only once they are durable: the writer publishes the last committed
 //! sequence after the sync, and reads skip what is behind it.
 
+pub mod backup;
 mod candidates;
 mod commit;
 mod job;
@@ -20,16 +21,19 @@ mod scan;
 mod selector;
 mod token;
 mod verify;
+mod walk;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+pub use self::backup::BackupStatus;
+use self::backup::FollowState;
 pub use self::job::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
-use self::open::{ArchiveId, Opened, Purpose};
+use self::open::Purpose;
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
@@ -60,7 +64,7 @@ struct Inner {
     queue: mpsc::Sender<job::Job>,
     queue_bytes: Arc<Semaphore>,
     committed: watch::Receiver<Sequence>,
-    archive_id: ArchiveId,
+    follower: OnceLock<FollowState>,
 }
 
 /// The owner of the writer. Dropping it leaves the writer running until all handles are gone;
@@ -95,10 +99,7 @@ impl Archive {
         store: Arc<dyn Store>,
         limits: Limits,
     ) -> Result<(Self, Guard)> {
-        let Opened {
-            archive_id,
-            figures,
-        } = open::open(&*store, purpose).await?;
+        let figures = open::open(&*store, purpose).await?;
         let metrics = Arc::new(Metrics::default());
         let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
         let (publish, committed) = watch::channel(figures.next - 1);
@@ -124,7 +125,7 @@ impl Archive {
             queue,
             queue_bytes,
             committed,
-            archive_id,
+            follower: OnceLock::new(),
         };
         Ok((
             Self {
@@ -209,6 +210,12 @@ impl Archive {
     async fn send(&self, job: job::Job) -> Result<()> {
         let sent = self.inner.queue.send(job).await;
         sent.map_err(|_| writer_ended())
+    }
+
+    /// How far the backup is that follows this archive, if one does.
+    #[must_use]
+    pub fn backup_status(&self) -> Option<BackupStatus> {
+        self.inner.follower.get().map(FollowState::status)
     }
 
     /// The limits that this archive was opened with.

@@ -1,18 +1,13 @@
 //! What has to be right before an archive is opened: its format, its figures, and that no record
 //! stands behind the sequence that the next one gets.
 
+use super::backup::ArchiveId;
 use super::commit::{self, Figures};
 use super::reader::short_answer;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, meta};
 use crate::record::{self, Totals};
 use crate::store::{Direction, Durability, Scan, Store};
-
-/// Bytes of the random name of an archive.
-pub(super) const ARCHIVE_ID_BYTES: usize = 16;
-
-/// The random name of an archive.
-pub(super) type ArchiveId = [u8; ARCHIVE_ID_BYTES];
 
 /// What an archive is opened for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,52 +21,29 @@ pub(super) enum Purpose {
     Restore,
 }
 
-/// What stands in table `m`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Opened {
-    pub(super) archive_id: ArchiveId,
-    pub(super) figures: Figures,
-}
-
 /// Reads the figures of an archive, or begins one in an empty store.
-pub(super) async fn open(store: &dyn Store, purpose: Purpose) -> Result<Opened> {
-    let opened = match read(store, purpose).await {
-        Ok(Some(opened)) => opened,
-        Ok(None) => {
-            let opened = Opened {
-                archive_id: random_id()?,
-                figures: Figures {
-                    next: 1,
-                    totals: Totals::default(),
-                },
-            };
-            write(store, opened).await?;
-            opened
-        }
+pub(super) async fn open(store: &dyn Store, purpose: Purpose) -> Result<Figures> {
+    let (archive_id, next) = match read(store, purpose).await {
+        Ok(Some(figures)) => return Ok(figures),
+        Ok(None) => (random_id()?, 1),
         Err(error) if purpose == Purpose::Repair && error.reason() == Reason::IndexDamaged => {
             tracing::warn!(%error, "making up figures to repair them");
-            let opened = Opened {
-                archive_id: read_id(store).await.or_else(|_| random_id())?,
-                figures: Figures {
-                    next: last_sequence(store).await? + 1,
-                    totals: Totals::default(),
-                },
-            };
-            write(store, opened).await?;
-            opened
+            let archive_id = read_id(store).await.or_else(|_| random_id())?;
+            (archive_id, last_sequence(store).await? + 1)
         }
         Err(error) => return Err(error),
     };
-    Ok(opened)
-}
-
-async fn write(store: &dyn Store, opened: Opened) -> Result<()> {
-    let batch = commit::first_batch(opened.archive_id, opened.figures);
-    store.write(batch, Durability::Synced).await
+    let figures = Figures {
+        next,
+        totals: Totals::default(),
+    };
+    let batch = commit::first_batch(archive_id, figures);
+    store.write(batch, Durability::Synced).await?;
+    Ok(figures)
 }
 
 /// Reads the figures, or nothing if the store is empty.
-async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Opened>> {
+async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
     let keys = vec![
         meta::format(),
         meta::next_sequence(),
@@ -122,13 +94,12 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Opened>> {
         ));
     }
     let totals = Totals::decode(totals.as_ref().ok_or_else(|| lost("totals"))?)?;
-    Ok(Some(Opened {
-        archive_id: read_id(store).await?,
-        figures: Figures { next, totals },
-    }))
+    // It is needed by backups only, but one that is lost should be noticed before the next.
+    read_id(store).await?;
+    Ok(Some(Figures { next, totals }))
 }
 
-async fn read_id(store: &dyn Store) -> Result<ArchiveId> {
+pub(super) async fn read_id(store: &dyn Store) -> Result<ArchiveId> {
     let value = store.get_many(vec![meta::archive_id()]).await?.pop();
     let value = value.flatten().ok_or_else(|| lost("id"))?;
     let id = value.as_ref().try_into();
@@ -136,7 +107,7 @@ async fn read_id(store: &dyn Store) -> Result<ArchiveId> {
 }
 
 fn random_id() -> Result<ArchiveId> {
-    let mut id = [0; ARCHIVE_ID_BYTES];
+    let mut id = ArchiveId::default();
     getrandom::fill(&mut id).map_err(|error| {
         Error::new(Reason::Internal, "the system has no random bytes").with_source(error)
     })?;

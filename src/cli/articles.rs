@@ -258,6 +258,13 @@ pub(super) async fn stats(
             ("scrub_finding_count", json!(scrub.finding_count())),
         ]);
     }
+    if let Some(sequence) = stats.backup_sequence {
+        lines.extend([
+            ("backup_sequence", json!(sequence)),
+            ("backup_behind_ms", json!(stats.backup_behind_ms())),
+            ("backup_error", json!(stats.backup_error)),
+        ]);
+    }
     if json {
         let object = lines
             .into_iter()

@@ -1,9 +1,12 @@
 //! The command line: one file per command. Results go to stdout, everything else to stderr.
 
 mod articles;
+mod backup;
 mod export;
+mod heal;
 mod import;
 mod output;
+mod restore;
 mod scrub;
 mod select;
 mod serve;
@@ -89,6 +92,12 @@ enum Command {
     Delete(articles::DeleteArgs),
     /// Check the whole archive, and with --repair mend it
     Verify(verify::Args),
+    /// Write a backup of the archive, or of what came since an older one, into a file
+    Backup(backup::Args),
+    /// Restore backups into an archive that no server has open
+    Restore(restore::Args),
+    /// Store articles again, from backups, whose records were damaged and set aside
+    Heal(heal::Args),
     /// Show what the archive holds and what the server did since it started
     Stats,
 }
@@ -191,9 +200,11 @@ fn complain(line: &str) {
 
 async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     let Cli { shared, command } = cli;
-    if let Command::Serve(args) = command {
-        return serve::run(args, &shared, out).await;
-    }
+    let command = match command {
+        Command::Serve(args) => return serve::run(args, &shared, out).await,
+        Command::Restore(args) => return restore::run(args, &shared, out).await,
+        command => command,
+    };
     let mut target = shared.target(command.begins_archive())?;
     if let (Target::Archive(locator, options), true) = (&target, command.repairs()) {
         target = Target::DamagedArchive(locator.clone(), *options);
@@ -214,7 +225,8 @@ async fn run_on(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     match command {
-        Command::Serve(_) => Ok(Outcome::Done),
+        // These have no client and were run before.
+        Command::Serve(_) | Command::Restore(_) => Ok(Outcome::Done),
         Command::Put(args) => articles::put(args, client, json, out).await,
         Command::Get(args) => articles::get(args, client, json, out).await,
         Command::List(args) => select::list(args, client, json, out).await,
@@ -226,6 +238,8 @@ async fn run_on(
         Command::Sources => select::sources(client, json, out).await,
         Command::Delete(args) => articles::delete(args, client, json, out).await,
         Command::Verify(args) => verify::run(args, client, json, out).await,
+        Command::Backup(args) => backup::run(args, client, json, out).await,
+        Command::Heal(args) => heal::run(args, client, json, out).await,
         Command::Stats => articles::stats(client, json, out).await,
     }
 }

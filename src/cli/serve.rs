@@ -2,12 +2,15 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Outcome, Shared, scrub};
+use crate::archive::backup::Follower;
 use crate::archive::{Archive, Limits};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, ServeOptions};
@@ -51,6 +54,9 @@ pub(super) struct Args {
         default_value_t = 16
     )]
     scrub_rate_mib: u32,
+    /// A folder, better on another disk, into which a backup follows the archive
+    #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
+    backup_to: Option<PathBuf>,
 }
 
 /// Reads a duration; a bare 0 needs no unit.
@@ -75,6 +81,14 @@ pub(super) async fn run(
     let address = listener.local_addr()?;
     let store = store::open(&locator, shared.store_options()).await?;
     let (archive, guard) = Archive::open(store, Limits::default()).await?;
+    let stopping = CancellationToken::new();
+    let follower = match &args.backup_to {
+        Some(folder) => {
+            let follower = Follower::open(&archive, folder).await?;
+            Some(tokio::spawn(follower.run(stopping.clone())))
+        }
+        None => None,
+    };
     let stats = archive.stats().await?;
     tracing::info!(
         articles = stats.totals.article_count,
@@ -97,6 +111,13 @@ pub(super) async fn run(
     if let Some(scrub) = scrub {
         // It only reads, and begins anew at the next start.
         scrub.abort();
+    }
+    // What was acknowledged last goes into the backup as well.
+    stopping.cancel();
+    if let Some(follower) = follower
+        && let Ok(Err(error)) = follower.await
+    {
+        tracing::error!(%error, "the backup lacks what came last");
     }
     guard.close().await?;
     served?;

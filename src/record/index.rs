@@ -27,7 +27,9 @@ pub enum EntryState {
 }
 
 impl EntryState {
-    pub(super) const fn as_byte(self) -> u8 {
+    /// The byte that stands for it.
+    #[must_use]
+    pub const fn as_byte(self) -> u8 {
         match self {
             Self::Stored => 0,
             Self::Deleted => 1,
@@ -35,7 +37,9 @@ impl EntryState {
         }
     }
 
-    pub(super) const fn from_byte(byte: u8) -> Option<Self> {
+    /// Reads the byte.
+    #[must_use]
+    pub const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             0 => Some(Self::Stored),
             1 => Some(Self::Deleted),

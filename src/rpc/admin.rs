@@ -5,10 +5,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::convert::{count, limits_message, status_of, timestamp_of};
+use super::convert::{count, limits_message, status_of, stopping, timestamp_of};
 use super::proto::admin_service_server::AdminService;
 use super::verify::Verify;
 use super::{ResponseStream, proto};
+use crate::archive::backup::Backup;
 use crate::archive::{Archive, ScrubResult};
 
 /// Answers questions about the server and the archive.
@@ -21,6 +22,7 @@ pub(super) struct Admin {
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    type BackupArchiveStream = ResponseStream<proto::BackupArchiveResponse>;
     type VerifyArchiveStream = ResponseStream<proto::VerifyArchiveResponse>;
 
     async fn verify_archive(
@@ -34,6 +36,19 @@ impl AdminService for Admin {
             events,
         };
         tokio::spawn(verify.run(request.into_inner()));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn backup_archive(
+        &self,
+        request: Request<proto::BackupArchiveRequest>,
+    ) -> Result<Response<Self::BackupArchiveStream>, Status> {
+        let first = request.into_inner().from_sequence;
+        let backup = self.archive.backup(first).await;
+        let backup = backup.map_err(|error| status_of(&error))?;
+        let (pieces, stream) = mpsc::channel(1);
+        let bytes_max = self.archive.limits().response_bytes_max;
+        tokio::spawn(send_backup(backup, bytes_max, self.stop.clone(), pieces));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -60,6 +75,7 @@ impl AdminService for Admin {
             .await
             .map_err(|error| status_of(&error))?;
         let metrics = self.archive.metrics();
+        let backup = self.archive.backup_status();
         Ok(Response::new(proto::GetStatsResponse {
             article_count: Some(stats.totals.article_count),
             deleted_count: Some(stats.totals.deleted_count),
@@ -79,7 +95,44 @@ impl AdminService for Admin {
             read_count: Some(metrics.read.get()),
             damaged_count: Some(metrics.damaged.get()),
             last_scrub: stats.last_scrub.map(scrub_message),
+            backup_sequence: backup.as_ref().map(|backup| backup.sequence),
+            backup_behind_ms: backup
+                .as_ref()
+                .and_then(|backup| u64::try_from(backup.behind.as_millis()).ok()),
+            backup_error: backup.and_then(|backup| backup.error).unwrap_or_default(),
         }))
+    }
+}
+
+/// Sends a backup piece by piece, no faster than the client takes them.
+async fn send_backup(
+    mut backup: Backup,
+    bytes_max: usize,
+    stop: CancellationToken,
+    pieces: mpsc::Sender<Result<proto::BackupArchiveResponse, Status>>,
+) {
+    loop {
+        let next = tokio::select! {
+            next = backup.next() => next.map_err(|error| status_of(&error)),
+            () = stop.cancelled() => Err(stopping()),
+            () = pieces.closed() => return,
+        };
+        let bytes = match next {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return,
+            Err(status) => {
+                // A client that has gone needs no answer.
+                let _ = pieces.send(Err(status)).await;
+                return;
+            }
+        };
+        for piece in bytes.chunks(bytes_max.max(1)) {
+            let data = piece.to_vec();
+            let piece = proto::BackupArchiveResponse { data };
+            if pieces.send(Ok(piece)).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::walk::{LogWalk, Pace, RawRecord, TableWalk};
 use super::{
     Finding, FindingKind, Observer, Stage, StoredFigures, VerifyOptions, VerifyProgress,
     VerifyReport, asked_rows,
 };
 use crate::archive::Limits;
 use crate::archive::reader::Reader;
+use crate::archive::walk::{LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH};
@@ -151,7 +151,7 @@ impl<'a> Check<'a> {
     /// Walks the log: no sequence is left out, every record is intact, and every delete is whole.
     /// Behind it there is nothing.
     pub(super) async fn log(&mut self, beyond: &[Bytes]) -> Result<()> {
-        let mut walk = LogWalk::new(self.reader.store(), self.as_of);
+        let mut walk = LogWalk::to(self.reader.store(), self.as_of);
         while let Some(step) = walk.next(&mut self.pace).await? {
             for row in step.strays {
                 self.foreign_key(&row.key);

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::check::{Check, intact, is_elsewhere, row_sequence};
-use super::walk::{LogWalk, RawRecord, TableWalk};
 use super::{FindingKind, IndexRow, asked_rows};
 use crate::archive::reader::Reader;
+use crate::archive::walk::{LogWalk, RawRecord, TableWalk};
 use crate::error::Result;
 use crate::key::{self, Sequence, TABLE_HASH};
 use crate::record::{self, Content, Record};
@@ -25,7 +25,7 @@ impl Check<'_> {
     /// Reports every missing and every stray row of some index tables.
     pub(super) async fn locate(&mut self, suspects: &[u8]) -> Result<()> {
         let reader = self.reader;
-        let mut walk = LogWalk::new(reader.store(), self.as_of);
+        let mut walk = LogWalk::to(reader.store(), self.as_of);
         while let Some(step) = walk.next(&mut self.pace).await? {
             for missing in missing_rows(reader, suspects, &step.records).await? {
                 self.missing(&missing).await?;

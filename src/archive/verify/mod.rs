@@ -13,7 +13,6 @@
 mod check;
 mod locate;
 mod repair;
-mod walk;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::RepairCounts;
 use super::check::{LogFacts, intact, is_elsewhere};
 use super::locate::{Missing, missing_rows, stray_rows};
-use super::walk::{LogStep, LogWalk, Pace, RawRecord, TableWalk};
 use crate::archive::commit::Figures;
 use crate::archive::reader::Reader;
+use crate::archive::walk::{LogStep, LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, INDEX_TABLES, Sequence, TABLE_HASH, meta};
@@ -112,7 +112,7 @@ impl<A: Apply> Repair<'_, A> {
         let mut damage = Damage::default();
         let mut expected = 1;
         let mut pace = Pace::new(0);
-        let mut walk = LogWalk::new(self.reader.store(), Sequence::MAX);
+        let mut walk = LogWalk::to(self.reader.store(), Sequence::MAX);
         while let Some(LogStep { records, strays }) = walk.next(&mut pace).await? {
             let mut mends = Vec::new();
             let (records, beyond): (Vec<RawRecord>, Vec<RawRecord>) = records
@@ -286,7 +286,7 @@ impl<A: Apply> Repair<'_, A> {
     /// Adds the index rows that records ask for.
     async fn add_rows(&mut self) -> Result<()> {
         let mut pace = Pace::new(0);
-        let mut walk = LogWalk::new(self.reader.store(), self.last);
+        let mut walk = LogWalk::to(self.reader.store(), self.last);
         while let Some(step) = walk.next(&mut pace).await? {
             let mut repeated = BTreeSet::new();
             let mut mends = Vec::new();
@@ -347,7 +347,7 @@ impl<A: Apply> Repair<'_, A> {
     async fn figures(&mut self) -> Result<Figures> {
         let mut facts = LogFacts::default();
         let mut pace = Pace::new(0);
-        let mut walk = LogWalk::new(self.reader.store(), self.last);
+        let mut walk = LogWalk::to(self.reader.store(), self.last);
         while let Some(step) = walk.next(&mut pace).await? {
             for raw in step.records {
                 facts.add(&raw.decode()?, raw.stored_bytes());

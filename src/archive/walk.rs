@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::archive::reader::{advance, short_answer};
+use super::reader::{advance, short_answer};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::record::{self, Record};
@@ -154,9 +154,18 @@ pub(super) struct LogWalk<'a> {
 }
 
 impl<'a> LogWalk<'a> {
-    pub(super) fn new(store: &'a dyn Store, last: Sequence) -> Self {
-        // From the first byte of the table on, so that no stray key hides before the first record.
-        let range = vec![key::TABLE_LOG]..key::log_range(0, last).end;
+    /// All of the log up to a sequence. From the first byte of the table on, so that no stray key
+    /// hides before the first record.
+    pub(super) fn to(store: &'a dyn Store, last: Sequence) -> Self {
+        Self::over(store, vec![key::TABLE_LOG]..key::log_range(0, last).end)
+    }
+
+    /// The records `first..=last`.
+    pub(super) fn between(store: &'a dyn Store, first: Sequence, last: Sequence) -> Self {
+        Self::over(store, key::log_range(first, last))
+    }
+
+    fn over(store: &'a dyn Store, range: Range<Vec<u8>>) -> Self {
         Self {
             rows: TableWalk::new(store, range),
             open: None,

@@ -1,0 +1,127 @@
+//! The writer's part in a restore: records are written at the sequences that they had.
+
+use std::collections::HashMap;
+
+use super::super::backup::{RestoreStep, Restored};
+use super::super::reader::Reader;
+use super::{Plan, Writer, put_rows};
+use crate::error::{Error, Reason, Result};
+use crate::key::{self, IndexFacts, Sequence, meta};
+use crate::record::{self, Content, EntryState, HashEntry, Record, UNKNOWN_ID};
+use crate::store::{Batch, Durability};
+
+impl Writer {
+    /// Does one step of a restore.
+    pub(super) async fn restore(&mut self, step: RestoreStep) -> Result<()> {
+        self.poison.check()?;
+        match step {
+            RestoreStep::Begin { archive_id, last } => {
+                let mut batch = Batch::new();
+                batch.put(meta::archive_id(), archive_id.to_vec());
+                batch.put(meta::restoring(), last.to_be_bytes().to_vec());
+                self.write_marks(batch).await
+            }
+            RestoreStep::End => {
+                let mut batch = Batch::new();
+                batch.remove(meta::restoring());
+                self.write_marks(batch).await
+            }
+            RestoreStep::Records(records) => {
+                let mut articles = Vec::new();
+                for record in records {
+                    match record {
+                        Restored::Article(article) => articles.push(*article),
+                        Restored::Other(record) => return self.restore_other(*record).await,
+                    }
+                }
+                let known = self.known(&articles).await?;
+                let mut plan = Plan::new(self.figures, known.sources);
+                for article in articles {
+                    plan.add(article)?;
+                }
+                self.write(plan).await
+            }
+        }
+    }
+
+    async fn write_marks(&self, batch: Batch) -> Result<()> {
+        let written = self.store.write(batch, Durability::Synced).await;
+        written.inspect_err(|error| self.poison.set(error))
+    }
+
+    /// Writes a record that is no article at the next sequence.
+    async fn restore_other(&mut self, record: Record) -> Result<()> {
+        let mut plan = Plan::new(self.figures, HashMap::new());
+        let sequence = plan.take_sequence()?;
+        let Record {
+            id,
+            archived_at,
+            content,
+        } = record;
+        match content {
+            Content::Deletion { article, reason } => {
+                let [deletion, tombstone] =
+                    record::encode_delete(id, archived_at, &reason, article, sequence)?;
+                put_rows(&mut plan.batch, sequence, deletion)?;
+                if self.unwrite(&mut plan, article).await? {
+                    put_rows(&mut plan.batch, article, tombstone)?;
+                    put_entry(&mut plan, &id, article, EntryState::Deleted);
+                    plan.figures.totals.deleted_count += 1;
+                }
+            }
+            Content::Tombstone { deletion, reason } => {
+                let [_, tombstone] =
+                    record::encode_delete(id, archived_at, &reason, sequence, deletion)?;
+                put_rows(&mut plan.batch, sequence, tombstone)?;
+                put_entry(&mut plan, &id, sequence, EntryState::Deleted);
+                plan.figures.totals.deleted_count += 1;
+            }
+            Content::Quarantine { state, reason } => {
+                let rows = record::encode_quarantine(id, archived_at, state, &reason)?;
+                put_rows(&mut plan.batch, sequence, rows)?;
+                let reader = Reader::new(&*self.store, &self.metrics);
+                if id != UNKNOWN_ID && reader.entry(&id).await?.is_none() {
+                    put_entry(&mut plan, &id, sequence, state);
+                }
+                if state == EntryState::Deleted {
+                    plan.figures.totals.deleted_count += 1;
+                }
+            }
+            Content::Article(_) => {
+                return Err(Error::new(
+                    Reason::Internal,
+                    "an article is no other record",
+                ));
+            }
+        }
+        self.write(plan).await
+    }
+
+    /// Takes away what the article at a sequence has. Returns whether a tombstone has to take its
+    /// place, which is there already if the backup was taken after the delete.
+    async fn unwrite(&self, plan: &mut Plan, article: Sequence) -> Result<bool> {
+        let reader = Reader::new(&*self.store, &self.metrics);
+        let head = reader.head(article).await?;
+        let extent = record::extent(article, &head)?;
+        let stored = reader.complete(article, head).await?;
+        match stored.content {
+            Content::Article(text) => {
+                let facts = IndexFacts::of(&text, stored.id);
+                self.unindex(plan, &facts, article, extent, &text).await?;
+                Ok(true)
+            }
+            Content::Quarantine { state, .. } => Ok(state != EntryState::Deleted),
+            Content::Tombstone { .. } | Content::Deletion { .. } => Ok(false),
+        }
+    }
+}
+
+fn put_entry(
+    plan: &mut Plan,
+    id: &crate::article::ContentHash,
+    sequence: Sequence,
+    state: EntryState,
+) {
+    let entry = HashEntry { sequence, state };
+    plan.batch.put(key::hash(id), entry.encode());
+}

@@ -1,0 +1,112 @@
+//! `pressmark backup`.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::output::json_line;
+use super::{CommandResult, Outcome};
+use crate::archive::backup::{Chain, Decoder, Trailer};
+use crate::client::{Client, message};
+use crate::error::{Error, Reason, Result};
+use crate::rpc::{error_of, proto};
+
+/// The name of standard output.
+const STDOUT: &str = "-";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The file to write, which must not be there yet; `-` is standard output
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Back up only the records from this sequence on
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "after")]
+    from_sequence: u64,
+    /// Back up only what came after this older backup, a file or a folder of them
+    #[arg(long, value_name = "BACKUP")]
+    after: Option<PathBuf>,
+}
+
+pub(super) async fn run(
+    args: Args,
+    client: &Client,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    let from_sequence = match args.after {
+        Some(older) => Chain::read(&[older])?.last() + 1,
+        None => args.from_sequence,
+    };
+    let request = proto::BackupArchiveRequest { from_sequence };
+    let mut pieces = message(client.admin().backup_archive(request).await)?;
+    if args.file == Path::new(STDOUT) {
+        while let Some(piece) = pieces.message().await.map_err(|status| error_of(&status))? {
+            out.write_all(&piece.data)?;
+        }
+        return Ok(Outcome::Done);
+    }
+    if args.file.exists() {
+        let what = format!(
+            "{} is there already, and is not overwritten",
+            args.file.display()
+        );
+        return Err(Error::new(Reason::FileFailed, what).into());
+    }
+    // Under its own name a backup is always whole and proved.
+    let unfinished = with_ending(&args.file, ".unfinished");
+    let failed = |error| failed(&unfinished, error);
+    let mut file = BufWriter::new(File::create(&unfinished).map_err(failed)?);
+    while let Some(piece) = pieces.message().await.map_err(|status| error_of(&status))? {
+        file.write_all(&piece.data).map_err(failed)?;
+    }
+    let file = file
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
+    file.sync_all().map_err(failed)?;
+    let (trailer, bytes) = prove(&unfinished)?;
+    let folder = args.file.parent().filter(|folder| *folder != Path::new(""));
+    fs::rename(&unfinished, &args.file)
+        .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
+        .map_err(failed)?;
+    let Trailer { last, record_count } = trailer;
+    let first = last + 1 - record_count;
+    if json {
+        let line = json!({
+            "record_count": record_count, "first_sequence": first, "last_sequence": last,
+            "bytes": bytes,
+        });
+        json_line(out, &line)?;
+    } else if record_count == 0 {
+        writeln!(
+            out,
+            "0 records, nothing came after sequence {last}; {bytes} bytes"
+        )?;
+    } else {
+        writeln!(
+            out,
+            "{record_count} records, sequences {first} to {last}, {bytes} bytes"
+        )?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Reads a backup to its end, and returns what it ends with and how long it is.
+fn prove(file: &Path) -> Result<(Trailer, u64)> {
+    let input = BufReader::new(File::open(file).map_err(|error| failed(file, error))?);
+    let mut decoder = Decoder::new(input, file.display().to_string())?;
+    while decoder.next_entries()?.is_some() {}
+    Ok((decoder.trailer(), decoder.bytes()))
+}
+
+fn with_ending(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn failed(file: &Path, error: io::Error) -> Error {
+    let what = format!("cannot write {}", file.display());
+    Error::new(Reason::FileFailed, what).with_source(error)
+}
