@@ -35,7 +35,7 @@ use crate::support::{
 
 /// What happens to the batch of the write that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub enum Fault {
     /// It is not applied at all.
     Lost,
     /// The process reads it from now on, and the disk does not have it.
@@ -48,9 +48,9 @@ const FAULTS: [Fault; 3] = [Fault::Lost, Fault::NotSynced, Fault::Synced];
 
 /// A store in memory with a second image of what is durable.
 #[derive(Debug)]
-struct FaultyStore {
+pub struct FaultyStore {
     live: MemoryStore,
-    durable: MemoryStore,
+    pub durable: MemoryStore,
     /// What is applied and not durable. Held through a write, so that writes are in order.
     unsynced: Mutex<Vec<Batch>>,
     poison: Poison,
@@ -61,7 +61,7 @@ struct FaultyStore {
 
 /// Which call fails, counted from 0. Writes fail from then on, a read fails once.
 #[derive(Clone, Copy, Debug)]
-enum Fails {
+pub enum Fails {
     Never,
     Write(usize, Fault),
     Read(usize),
@@ -69,7 +69,7 @@ enum Fails {
 
 impl FaultyStore {
     /// A store whose disk holds what another one left behind.
-    async fn on(disk: &MemoryStore, fails: Fails) -> Arc<Self> {
+    pub async fn on(disk: &MemoryStore, fails: Fails) -> Arc<Self> {
         let scan = Scan {
             range: vec![]..vec![0xff; 64],
             direction: Direction::Ascending,
@@ -99,7 +99,7 @@ impl FaultyStore {
         })
     }
 
-    async fn empty(fails: Fails) -> Arc<Self> {
+    pub async fn empty(fails: Fails) -> Arc<Self> {
         Self::on(&MemoryStore::new(), fails).await
     }
 

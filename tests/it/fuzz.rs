@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::stream;
+use pressmark::archive::backup::{self, Entry};
 use pressmark::archive::{Direction, Limits, Order, Query, Selector, SelectorFields};
 use pressmark::article::{Article, ContentHash};
 use pressmark::error::{Kind, Reason};
@@ -21,6 +22,7 @@ use prost::Message;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Request, Status};
 
+use crate::backup::bytes_from;
 use crate::server::{TestServer, import_request, message};
 use crate::support::{Engine, TestArchive, article, articles_max, fields, noise, prepared, time};
 
@@ -203,6 +205,75 @@ fn record_of_the_log() {
             }
         }
     });
+}
+
+#[test]
+fn backup_file() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let valid = runtime.block_on(async {
+        let archive = TestArchive::open(Engine::Memory).await;
+        let puts = archive.put_all((1..9).map(fields)).await;
+        archive
+            .delete(puts[2].id, "unwanted", time(1))
+            .await
+            .unwrap();
+        let whole = bytes_from(&archive, 1).await.unwrap();
+        let increment = bytes_from(&archive, 5).await.unwrap();
+        archive.finish().await.unwrap();
+        vec![whole, increment]
+    });
+    fuzz("backup", |input| {
+        let mut source = Source(input);
+        let mut bytes = mutate(&valid, &mut source);
+        if source.byte() % 4 > 0 {
+            mend_checksums(&mut bytes);
+        }
+        // Of every frame its payload, what is in it, and the articles of that.
+        let frame_bytes_max = 4 * Limits::default().text_bytes_max;
+        let bytes_max = times(8, bytes.len()) + times(4, frame_bytes_max);
+        let read = bounded(bytes_max, || {
+            let mut decoder = backup::Decoder::new(&*bytes, "fuzz")?;
+            while let Some(entries) = decoder.next_entries()? {
+                for (id, article) in entries.into_iter().filter_map(Entry::into_article) {
+                    assert_eq!(article.id(), id, "what is restored has its id");
+                }
+            }
+            Ok(())
+        });
+        let read: pressmark::error::Result<()> = read;
+        if let Err(error) = &read {
+            let reason = error.reason();
+            let allowed = [Reason::BackupDamaged, Reason::FormatUnsupported];
+            assert!(allowed.contains(&reason), "{error}");
+        }
+        read.is_ok()
+    });
+}
+
+/// Gives every frame the checksum that it should have, so that what is in it is read.
+fn mend_checksums(bytes: &mut [u8]) {
+    const PREFIX: usize = 9;
+    const HEAD: usize = 1 + 4 + 16;
+    let mut at = PREFIX;
+    for number in 0_u64.. {
+        let Some(head) = bytes.get(at..at + HEAD) else {
+            return;
+        };
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+        let Some(end) = (at + HEAD).checked_add(length as usize) else {
+            return;
+        };
+        let Some(frame) = bytes.get(at..end) else {
+            return;
+        };
+        let covered = [&number.to_be_bytes(), &frame[..5], &frame[HEAD..]].concat();
+        let checksum = ContentHash::of(&covered);
+        bytes[at + 5..at + HEAD].copy_from_slice(&checksum.as_bytes()[..16]);
+        at = end;
+    }
 }
 
 #[test]

@@ -20,6 +20,8 @@
 mod support;
 // Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
+// Backups: what they hold, that damage is refused, restores into every engine, and followers.
+mod backup;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.
@@ -34,6 +36,8 @@ mod facts;
 mod faulty;
 // Bytes from strangers and bad disks, against every decoder.
 mod fuzz;
+// Data that earlier versions wrote.
+mod golden;
 // The service from grpcurl.
 mod grpcurl;
 // Load for tests that break the server under it.

@@ -150,6 +150,12 @@ impl TestArchive {
         Ok(self.guard.close().await?)
     }
 
+    /// Closes the archive and returns its folder, which is removed when it is dropped.
+    pub async fn close_and_keep(self) -> Result<TempDir, Error> {
+        self.guard.close().await?;
+        Ok(self.folder)
+    }
+
     /// The folder that a sled archive has its own folder in.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -1,0 +1,106 @@
+//! Data that earlier versions wrote: it opens, and holds what was put into it.
+//!
+//! `tests/data/format-1` is a sled archive of format 1, `tests/data/format-1.pmb` a backup of it. They
+//! are never written again; a new format adds files beside them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pressmark::archive::PutOutcome;
+use pressmark::archive::backup::Chain;
+use pressmark::article::{ArticleFields, ContentHash};
+use pressmark::key;
+use pressmark::store::{Change, MemoryStore};
+
+use crate::backup::{bytes_from, check_equal, restored};
+use crate::support::{
+    Engine, TestArchive, TestResult, article, copy_folder, fields, noise, prepared, time,
+};
+use crate::verify::write;
+
+/// Set to a folder, it gets what the tests expect: how the data came to be.
+const WRITE_TO: &str = "PRESSMARK_TEST_GOLDEN_TO";
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+/// One of everything that a log can hold. Returns the deleted ids.
+async fn filled(engine: Engine) -> (TestArchive, Vec<ContentHash>) {
+    let archive = TestArchive::open(engine).await;
+    let large = ArticleFields {
+        body: noise(1, 150_000),
+        ..fields(5)
+    };
+    let undated = ArticleFields {
+        published_at: None,
+        url: String::new(),
+        author: "\u{c9}. Crivain".into(),
+        ..fields(6)
+    };
+    let revision = ArticleFields {
+        url: format!("{}?utm_source=feed", fields(3).url),
+        ..fields(7)
+    };
+    let all = [
+        fields(1),
+        fields(2),
+        fields(3),
+        fields(4),
+        large,
+        undated,
+        revision,
+    ];
+    archive.put_all(all).await;
+    let deleted = article(2).id();
+    archive.delete(deleted, "unwanted", time(8)).await.unwrap();
+    // A record that was set aside, and healed.
+    write(&archive, [Change::Remove(key::log(4))]).await;
+    archive.repair(time(9)).await.unwrap();
+    archive.put_fields(fields(4)).await;
+    (archive, vec![deleted])
+}
+
+/// Checks that an archive holds what is expected, and takes more.
+async fn check(archive: &pressmark::archive::Archive) -> TestResult {
+    let (expected, deleted) = filled(Engine::Memory).await;
+    check_equal(&expected, archive, &deleted).await;
+    let again = archive.put(prepared(&article(1))).await?;
+    assert_eq!((again.outcome, again.sequence), (PutOutcome::Duplicate, 1));
+    let next = archive.put(prepared(&article(9))).await?;
+    assert_eq!(next.sequence, expected.committed() + 1);
+    crate::server::check(archive).await;
+    expected.finish().await
+}
+
+#[tokio::test]
+async fn an_archive_of_format_1_opens() -> TestResult {
+    if let Some(folder) = std::env::var_os(WRITE_TO) {
+        let folder = PathBuf::from(folder);
+        let (archive, _) = filled(Engine::Sled).await;
+        std::fs::write(folder.join("format-1.pmb"), bytes_from(&archive, 1).await?)?;
+        let place = archive.folder().join("archive");
+        let kept = archive.close_and_keep().await?;
+        copy_folder(&place, &folder.join("format-1"))?;
+        drop(kept);
+    }
+    let folder = tempfile::tempdir()?;
+    copy_folder(&data("format-1"), &folder.path().join("archive"))?;
+    let store = Engine::Sled.open(folder.path()).await?;
+    let limits = pressmark::archive::Limits::default();
+    let (archive, guard) = pressmark::archive::Archive::open(store, limits).await?;
+    check(&archive).await?;
+    drop(archive);
+    Ok(guard.close().await?)
+}
+
+#[tokio::test]
+async fn a_backup_of_format_1_restores() -> TestResult {
+    let chain = Chain::read(&[data("format-1.pmb")])?;
+    let (archive, guard) = restored(Arc::new(MemoryStore::new()), &chain).await;
+    check(&archive).await?;
+    drop(archive);
+    Ok(guard.close().await?)
+}
