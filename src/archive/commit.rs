@@ -100,7 +100,7 @@ impl Writer {
                 // Of these, who asked may have gone; what is done stays done.
                 Some(Job::Repair(now, done)) => drop(done.send(self.repair(now).await)),
                 Some(Job::Snapshot(done)) => drop(done.send(self.snapshot().await)),
-                Some(Job::Restore(step, done)) => drop(done.send(self.restore(step).await)),
+                Some(Job::Restore(work, done)) => drop(done.send(self.restore(work).await)),
                 Some(Job::Scrubbed(result, done)) => {
                     drop(done.send(self.note_scrub(result).await));
                 }

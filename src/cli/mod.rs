@@ -200,11 +200,12 @@ fn complain(line: &str) {
 
 async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     let Cli { shared, command } = cli;
-    let command = match command {
-        Command::Serve(args) => return serve::run(args, &shared, out).await,
-        Command::Restore(args) => return restore::run(args, &shared, out).await,
-        command => command,
-    };
+    if let Command::Serve(args) = command {
+        return serve::run(args, &shared, out).await;
+    }
+    if let Command::Restore(args) = command {
+        return restore::run(args, &shared, out).await;
+    }
     let mut target = shared.target(command.begins_archive())?;
     if let (Target::Archive(locator, options), true) = (&target, command.repairs()) {
         target = Target::DamagedArchive(locator.clone(), *options);

@@ -261,11 +261,11 @@ impl Follower {
             }
             let place = path.clone();
             let file = blocking(move || {
-                let write = file.write_all(&bytes).and_then(|()| match is_last {
-                    true => file.sync_data(),
-                    false => Ok(()),
-                });
-                write.map_err(|error| failed("write", &place, error))?;
+                let failed = |error| failed("write", &place, error);
+                file.write_all(&bytes).map_err(failed)?;
+                if is_last {
+                    file.sync_data().map_err(failed)?;
+                }
                 Ok(file)
             })
             .await?;
