@@ -77,6 +77,8 @@ pub enum Reason {
     IndexDamaged,
     /// A write failed, so the archive accepts no more of them until it is opened again.
     WritesStopped,
+    /// The disk has too little room for a write; nothing was written.
+    DiskFull,
     /// The storage engine failed to read.
     StoreFailed,
     /// The server is stopping.
@@ -91,7 +93,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -114,6 +116,7 @@ impl Reason {
         Self::RecordDamaged,
         Self::IndexDamaged,
         Self::WritesStopped,
+        Self::DiskFull,
         Self::StoreFailed,
         Self::ShuttingDown,
         Self::ServerUnreachable,
@@ -153,6 +156,7 @@ impl Reason {
             Self::RecordDamaged => "RECORD_DAMAGED",
             Self::IndexDamaged => "INDEX_DAMAGED",
             Self::WritesStopped => "WRITES_STOPPED",
+            Self::DiskFull => "DISK_FULL",
             Self::StoreFailed => "STORE_FAILED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::ServerUnreachable => "SERVER_UNREACHABLE",
@@ -178,7 +182,7 @@ impl Reason {
             | Self::RestoreUnfinished
             | Self::BackupMismatch
             | Self::FileFailed => Kind::FailedPrecondition,
-            Self::MessageTooLarge | Self::TooManyToSort => Kind::ResourceExhausted,
+            Self::MessageTooLarge | Self::TooManyToSort | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
             | Self::StoreFailed
             | Self::ShuttingDown

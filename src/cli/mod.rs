@@ -13,6 +13,7 @@ mod serve;
 mod verify;
 
 use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -20,7 +21,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::client::{Client, Target};
 use crate::error::{Error, Reason, Result};
-use crate::store::{Locator, StoreOptions};
+use crate::store::{self, Locator, StoreOptions};
 
 /// The exit code of a command that did its work and found something wrong.
 const FOUND: u8 = 1;
@@ -171,6 +172,7 @@ pub fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(colours)
         .init();
+    std::panic::set_hook(Box::new(log_panic));
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Error::new(Reason::Internal, "no runtime").with_source(error)),
@@ -184,6 +186,26 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Done) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::from(FOUND),
         Err(Failure::Error(error)) => fail(&error),
+    }
+}
+
+/// Makes one line of the log of a panic. Those that are caught and answered are told by their answers.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    const MESSAGE_CHARS_MAX: usize = 200;
+    let payload = panic.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    let message = text.unwrap_or("no message");
+    let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
+    let place = panic.location().map(ToString::to_string);
+    if store::panic_is_expected() {
+        tracing::debug!(place, message, "a panic of the storage engine was caught");
+    } else {
+        tracing::error!(
+            place,
+            message,
+            "a promise inside pressmark was broken; report this"
+        );
     }
 }
 

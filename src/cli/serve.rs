@@ -19,6 +19,9 @@ use crate::store;
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
 
+/// SIGXFSZ, which has this number on all systems that the server runs on.
+const SIZE_SIGNAL: i32 = 25;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The address to listen on; port 0 takes a free one
@@ -74,6 +77,8 @@ pub(super) async fn run(
 ) -> CommandResult {
     let locator = shared.locator()?;
     let stop = stop_signal()?;
+    // At the limit of a file's size a write is to fail, not to end the process.
+    let _size_signal = signal(SignalKind::from_raw(SIZE_SIGNAL)).map_err(no_signals)?;
     let listener = TcpListener::bind(args.listen).await.map_err(|error| {
         let what = format!("cannot listen on {}", args.listen);
         Error::field(Reason::FileFailed, "listen", what).with_source(error)
@@ -125,12 +130,15 @@ pub(super) async fn run(
     Ok(Outcome::Done)
 }
 
+fn no_signals(error: std::io::Error) -> Error {
+    Error::new(Reason::Internal, "cannot wait for signals").with_source(error)
+}
+
 /// Completes at the first SIGTERM or Ctrl-C; the second one ends the process at once, which loses
 /// nothing that was acknowledged.
 fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
-    let failed = |error| Error::new(Reason::Internal, "cannot wait for signals").with_source(error);
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}

@@ -5,6 +5,8 @@
 
 mod folder;
 mod memory;
+mod panic;
+mod room;
 mod sled;
 mod watermark;
 
@@ -18,6 +20,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::memory::MemoryStore;
+pub use self::panic::panic_is_expected;
 pub use self::sled::SledStore;
 use crate::error::{Error, Reason, Result};
 
@@ -162,7 +165,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>>;
 
     /// Applies a batch, all or nothing. After a failure it is not known whether the batch was
-    /// applied, so every later write fails with the first cause; reads go on.
+    /// applied, so every later write fails with the first cause; reads go on. `DiskFull` alone says
+    /// that nothing was written, and that a later write may succeed.
     async fn write(&self, batch: Batch, durability: Durability) -> Result<()>;
 
     /// Reports figures.
@@ -183,6 +187,10 @@ pub struct Poison(OnceLock<Error>);
 impl Poison {
     /// Remembers a failure. Only the first one counts.
     pub fn set(&self, cause: &Error) {
+        if cause.reason() == Reason::DiskFull {
+            // That was noticed before anything was written, and is over when there is room again.
+            return;
+        }
         // A second failure is a consequence of the first, which is the one to report.
         let _ = self.0.set(cause.clone());
     }

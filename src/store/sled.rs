@@ -21,7 +21,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -38,7 +37,7 @@ use super::folder::{
 use super::watermark::Watermark;
 use super::{
     Batch, Change, Chunk, Direction, Durability, Poison, Row, Scan, Store, StoreOptions,
-    StoreStats, closed,
+    StoreStats, closed, panic, room,
 };
 use crate::error::{Error, Reason, Result};
 
@@ -128,7 +127,11 @@ impl SledStore {
             .set(count)
             .and_then(|()| watermark.sync())
             .map_err(|error| failed("write the count of batches of", error))?;
-        let files = Files { data, watermark };
+        let files = Files {
+            folder: folder.to_owned(),
+            data,
+            watermark,
+        };
 
         let poison = Arc::new(Poison::default());
         let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
@@ -163,12 +166,12 @@ impl SledStore {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let db = db.ok_or_else(closed)?;
-        tokio::task::spawn_blocking(move || read(&db))
+        // The panic's own text can hold the whole tree.
+        let panicked = || Error::new(Reason::StoreDamaged, "a read of sled panicked");
+        tokio::task::spawn_blocking(move || panic::caught(|| read(&db)))
             .await
-            .unwrap_or_else(|_| {
-                // The panic's own text can hold the whole tree; it is on stderr already.
-                Err(Error::new(Reason::StoreDamaged, "a read of sled panicked"))
-            })
+            .map_err(|_| panicked())?
+            .map_err(|_| panicked())?
     }
 }
 
@@ -280,6 +283,7 @@ fn panicked(folder: &Path) -> Error {
 
 /// What is written and synced beside sled's own handles.
 struct Files {
+    folder: PathBuf,
     data: File,
     watermark: Watermark,
 }
@@ -298,7 +302,9 @@ fn run_writer(
         done,
     }) = writes.blocking_recv()
     {
-        let result = poison.check().and_then(|()| {
+        let bytes = batch.changes().iter().map(change_bytes).sum();
+        let room = || room::check(&files.folder, &files.data, bytes);
+        let result = poison.check().and_then(|()| room()).and_then(|()| {
             count += 1;
             apply(db, files, count, batch, durability).inspect_err(|error| {
                 tracing::error!(%error, "a write failed, the archive takes no more");
@@ -411,6 +417,14 @@ fn bytes(value: &IVec) -> Bytes {
     Bytes::copy_from_slice(value)
 }
 
+/// Bytes that a change brings.
+fn change_bytes(change: &Change) -> usize {
+    match change {
+        Change::Put(key, value) => key.len() + value.len(),
+        Change::Remove(key) => key.len(),
+    }
+}
+
 fn value_bytes(change: &Change) -> usize {
     match change {
         Change::Put(_, value) => value.len(),
@@ -449,7 +463,7 @@ fn open_guarded(folder: &Path, options: StoreOptions) -> Result<Db> {
         )
         .with_resource(folder.display().to_string())
     };
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+    match panic::caught(|| config.open()) {
         Ok(Ok(db)) => Ok(db),
         Ok(Err(sled::Error::Io(error))) => Err(Error::new(
             Reason::FileFailed,

@@ -30,6 +30,8 @@ mod corpus;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// A disk without room, without permission, and one that does not sync.
+mod disk_full;
 // What a naive model of an archive knows of articles, and its filter and sort.
 mod facts;
 // A store that fails at every write and every read: what clients are told, and what is left.
@@ -64,6 +66,8 @@ mod sled;
 mod store;
 // What no compiler checks.
 mod tidy;
+// Database files that are cut or rot.
+mod torn;
 // Damage: that verify finds it, and that reads of everything else go on.
 mod verify;
 // Check, repair and scrub as operators meet them: command line, service and server.

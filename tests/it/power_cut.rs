@@ -254,7 +254,7 @@ async fn a_power_cut_without_syncs_loses_articles() {
     let (mut acknowledged_count, mut lost_count, mut unreadable_count) = (0, 0, 0);
     for cut in 0..CUTS {
         let folder = disk.new_victim(cut).folder;
-        let server = ServerProcess::spawn_under("eatmydata", &folder).ready();
+        let server = ServerProcess::spawn_under(&["eatmydata"], &folder).ready();
         let target = random.random_range(100..1500);
         let acknowledged = disk.cut_under_load(server, random.random(), target).await;
         acknowledged_count += acknowledged.len();

@@ -137,11 +137,13 @@ impl ServerProcess {
         Self::run(Command::new(PROGRAM), archive, &[])
     }
 
-    /// Starts the server through another program, which puts the server in its own place.
-    pub fn spawn_under(program: &str, archive: &Path) -> Self {
-        let mut command = Command::new(program);
-        command.arg(PROGRAM);
-        Self::run(command, archive, &[])
+    /// Starts the server through another program and its arguments, which puts the server in its own
+    /// place.
+    pub fn spawn_under(program: &[&str], archive: &Path) -> Self {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg(PROGRAM);
+        // A scrub would write when it is done, which nobody waits for.
+        Self::run(command, archive, &["--scrub-interval", "0"])
     }
 
     fn run(mut command: Command, archive: &Path, flags: &[&str]) -> Self {
