@@ -213,10 +213,14 @@ impl Writer {
         let head = reader.head(entry.sequence).await?;
         let extent = record::extent(entry.sequence, &head)?;
         let stored = reader.complete(entry.sequence, head).await?;
+        let mut was_deleted = false;
         let article = match stored.content {
             Content::Article(article) if stored.id == job.id => Some(article),
             // There is no text left to delete, but the id is kept out from now on.
-            Content::Quarantine { .. } if stored.id == job.id => None,
+            Content::Quarantine { state, .. } if stored.id == job.id => {
+                was_deleted = state == EntryState::Deleted;
+                None
+            }
             Content::Tombstone { deletion, reason } if stored.id == job.id => {
                 return Ok(Delete {
                     id: job.id,
@@ -238,6 +242,10 @@ impl Writer {
             let facts = IndexFacts::of(&article, job.id);
             self.unindex(&mut plan, &facts, entry.sequence, extent, &article)
                 .await?;
+        }
+        if was_deleted {
+            // What is left of a delete that lost both its records was counted as one.
+            plan.uncount_deleted();
         }
         let sequence = plan.delete(job, entry.sequence)?;
         self.write(plan).await?;
@@ -370,6 +378,11 @@ impl Plan {
         totals.article_count = totals.article_count.saturating_sub(1);
         totals.text_bytes = totals.text_bytes.saturating_sub(text_bytes);
         totals.stored_bytes = totals.stored_bytes.saturating_sub(extent.stored_bytes);
+    }
+
+    fn uncount_deleted(&mut self) {
+        let count = &mut self.figures.totals.deleted_count;
+        *count = count.saturating_sub(1);
     }
 
     /// Adds the deletion of the article at `article`, and leaves a tombstone in its place.

@@ -58,10 +58,13 @@ pub(super) async fn put(
 
 /// Whether an error is about one file, so that the others can go on.
 fn is_refusal(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        Kind::InvalidArgument | Kind::ResourceExhausted
-    ) || error.reason() == Reason::FileFailed
+    match error.kind() {
+        Kind::InvalidArgument => true,
+        // A full disk takes no other file either.
+        Kind::ResourceExhausted => error.reason() != Reason::DiskFull,
+        Kind::FailedPrecondition => error.reason() == Reason::FileFailed,
+        Kind::NotFound | Kind::Unavailable | Kind::DataLoss | Kind::Internal => false,
+    }
 }
 
 async fn put_file(file: &Path, client: &Client) -> Result<proto::PutArticleResponse> {

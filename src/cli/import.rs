@@ -289,7 +289,7 @@ async fn answer_files(
         // An article that may be sent again was not refused: the archive takes nothing now.
         if let Some(error) = &result.error
             && let Some(reason) = Reason::parse(&error.reason)
-            && reason.kind() == Kind::Unavailable
+            && (reason.kind() == Kind::Unavailable || reason == Reason::DiskFull)
         {
             return Err(Error::new(reason, error.message.as_str()).into());
         }

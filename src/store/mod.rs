@@ -284,13 +284,18 @@ pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn St
     match locator {
         Locator::Memory => Ok(Arc::new(MemoryStore::new())),
         Locator::Folder(path) => {
-            let path = path.clone();
-            let opened = tokio::task::spawn_blocking(move || SledStore::open(&path, options)).await;
-            match opened {
-                Ok(store) => Ok(Arc::new(store?)),
-                Err(panic) => {
-                    Err(Error::new(Reason::Internal, "opening panicked").with_source(panic))
-                }
+            let folder = path.clone();
+            let opening = move || panic::caught(|| SledStore::open(&folder, options));
+            match tokio::task::spawn_blocking(opening).await {
+                Ok(Ok(store)) => Ok(Arc::new(store?)),
+                Ok(Err(_)) | Err(_) => Err(Error::new(
+                    Reason::StoreFailed,
+                    format!(
+                        "the engine broke down while it opened the archive {}; if it does again, \
+                         restore a backup into a new folder",
+                        path.display()
+                    ),
+                )),
             }
         }
     }

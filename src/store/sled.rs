@@ -139,7 +139,10 @@ impl SledStore {
             let (db, poison) = (db.clone(), Arc::clone(&poison));
             std::thread::Builder::new()
                 .name("sled-writer".into())
-                .spawn(move || run_writer(&db, &files, count, writes, &poison))
+                .spawn(move || {
+                    let run = || run_writer(&db, &files, count, writes, &poison);
+                    panic::caught(run).unwrap_or_else(|_| Err(panicked(&files.folder)))
+                })
                 .map_err(|error| failed("start the writer thread of", error))?
         };
         Ok(Self {
@@ -255,7 +258,8 @@ impl Store for SledStore {
         let closing = tokio::task::spawn_blocking(move || {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
             let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
-            drop(db);
+            // A database that cannot write any more panics when it is dropped.
+            let result = result.and(panic::caught(|| drop(db)).map_err(|_| panicked(&folder)));
             wait_for_release(&folder.join(DATA_FILE));
             drop(lock);
             result

@@ -30,6 +30,8 @@ on_each_engine!(
     a_delete_that_lost_both_halves_stays_a_delete,
     a_repeated_article_is_set_aside,
     a_quarantined_article_can_be_deleted,
+    an_article_is_set_aside_and_healed_twice,
+    a_row_that_names_a_quarantine_gives_way,
     rows_with_foreign_keys_leave_the_log,
     a_check_beside_writers_finds_nothing,
     a_repair_beside_writers_loses_nothing,
@@ -282,6 +284,16 @@ async fn a_delete_that_lost_both_halves_stays_a_delete(engine: Engine) -> TestRe
         panic!("{report:#?}");
     };
     assert_eq!((finding.sequence, finding.id), (Some(DELETION), None));
+    // Deleted once more it has a reason again, and is counted once.
+    let id = article(3).id();
+    archive.delete(id, "once more", time(6)).await?;
+    check_error(
+        archive.get(&id).await,
+        Reason::ArticleDeleted,
+        &["once more"],
+    );
+    assert_eq!(archive.stats().await?.totals.deleted_count, 1);
+    assert_eq!(archive.verify().await?.finding_count, 1);
     archive.close().await
 }
 
@@ -310,6 +322,39 @@ async fn a_quarantined_article_can_be_deleted(engine: Engine) -> TestResult {
         Reason::ArticleDeleted,
         &["gone anyway"],
     );
+    archive.finish().await
+}
+
+async fn an_article_is_set_aside_and_healed_twice(engine: Engine) -> TestResult {
+    let archive = filled(engine).await;
+    let id = article(2).id();
+    for sequence in [SMALL, LAST + 1] {
+        write(&archive, remove(key::log(sequence))).await;
+        let after = archive.repair(time(5)).await?.after;
+        let [finding] = after.findings.as_slice() else {
+            panic!("{after:#?}");
+        };
+        assert_eq!((finding.sequence, finding.id), (Some(sequence), Some(id)));
+        archive.put_fields(fields(2)).await;
+        assert_eq!(archive.verify().await?.finding_count, 0);
+    }
+    assert_eq!(archive.get(&id).await?.sequence, LAST + 2);
+    archive.finish().await
+}
+
+/// A quarantine never takes an article from the record that has its text.
+async fn a_row_that_names_a_quarantine_gives_way(engine: Engine) -> TestResult {
+    let archive = filled(engine).await;
+    let id = article(2).id();
+    write(&archive, remove(key::log(SMALL))).await;
+    archive.repair(time(5)).await?;
+    let before = read(&archive, &key::hash(&id)).await;
+    archive.put_fields(fields(2)).await;
+    write(&archive, [Change::Put(key::hash(&id), before)]).await;
+    let report = archive.repair(time(6)).await?;
+    assert!(report.before.finding_count > 0, "{report:#?}");
+    assert_eq!(report.after.finding_count, 0, "{report:#?}");
+    assert_eq!(archive.get(&id).await?.sequence, LAST + 1);
     archive.finish().await
 }
 

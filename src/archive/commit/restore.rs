@@ -110,7 +110,12 @@ impl Writer {
                 self.unindex(plan, &facts, article, extent, &text).await?;
                 Ok(true)
             }
-            Content::Quarantine { state, .. } => Ok(state != EntryState::Deleted),
+            Content::Quarantine { state, .. } => {
+                if state == EntryState::Deleted {
+                    plan.uncount_deleted();
+                }
+                Ok(true)
+            }
             Content::Tombstone { .. } | Content::Deletion { .. } => Ok(false),
         }
     }

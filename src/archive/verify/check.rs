@@ -252,8 +252,12 @@ impl<'a> Check<'a> {
                     .await?;
             }
             Content::Quarantine { state, reason } => {
-                if !self.quarantine(sequence, record.id, *state, reason).await? {
+                if is_superseded(self.reader, sequence, &record.id, &record.content).await? {
+                    // The article was stored again, or set aside again, at another sequence.
                     return Ok(());
+                }
+                if *state != EntryState::Deleted {
+                    self.quarantine(sequence, record.id, reason);
                 }
             }
         }
@@ -288,24 +292,14 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Reports a quarantine that was not healed. Returns whether its row in table `h` is its own.
-    async fn quarantine(
-        &mut self,
-        sequence: Sequence,
-        id: ContentHash,
-        state: EntryState,
-        reason: &str,
-    ) -> Result<bool> {
-        let is_healed = is_elsewhere(self.reader, &id, sequence).await?;
-        if !is_healed && state != EntryState::Deleted {
-            let what = if id == UNKNOWN_ID {
-                format!("log record {sequence} was set aside, its article is unknown: {reason}")
-            } else {
-                format!("article {id} was set aside: {reason}")
-            };
-            self.find(FindingKind::RecordQuarantined, sequence, id, what);
-        }
-        Ok(!is_healed)
+    /// Reports a quarantine that was not healed.
+    fn quarantine(&mut self, sequence: Sequence, id: ContentHash, reason: &str) {
+        let what = if id == UNKNOWN_ID {
+            format!("log record {sequence} was set aside, its article is unknown: {reason}")
+        } else {
+            format!("article {id} was set aside: {reason}")
+        };
+        self.find(FindingKind::RecordQuarantined, sequence, id, what);
     }
 
     /// Compares the sums of all index tables, and looks closer where they differ.
@@ -403,11 +397,13 @@ pub(super) fn row_sequence(table: u8, key: &[u8], value: &[u8]) -> Sequence {
     }
 }
 
-/// Whether table `h` names, for an id, an intact record of the same article at another sequence.
-pub(super) async fn is_elsewhere(
+/// Whether table `h` names, instead of the record at a sequence, another one of the same article that
+/// has as good a claim to it: any but a quarantine has a better claim than a quarantine.
+pub(super) async fn is_superseded(
     reader: Reader<'_>,
-    id: &ContentHash,
     sequence: Sequence,
+    id: &ContentHash,
+    content: &Content,
 ) -> Result<bool> {
     if *id == UNKNOWN_ID {
         return Ok(false);
@@ -417,10 +413,17 @@ pub(super) async fn is_elsewhere(
     let Some(entry) = entry.filter(|entry| entry.sequence != sequence) else {
         return Ok(false);
     };
-    match intact(reader.record(entry.sequence).await)? {
-        Some(record) => Ok(record.id == *id && !matches!(record.content, Content::Deletion { .. })),
-        None => Ok(false),
-    }
+    let other = intact(reader.record(entry.sequence).await)?;
+    Ok(
+        match other
+            .filter(|other| other.id == *id)
+            .map(|other| other.content)
+        {
+            Some(Content::Article(_) | Content::Tombstone { .. }) => true,
+            Some(Content::Quarantine { .. }) => matches!(content, Content::Quarantine { .. }),
+            Some(Content::Deletion { .. }) | None => false,
+        },
+    )
 }
 
 /// A record, or nothing if it is damaged or missing; only a failing store is an error.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::check::{Check, intact, is_elsewhere, row_sequence};
+use super::check::{Check, intact, is_superseded, row_sequence};
 use super::{FindingKind, IndexRow, asked_rows};
 use crate::archive::reader::Reader;
 use crate::archive::walk::{LogWalk, RawRecord, TableWalk};
@@ -19,6 +19,14 @@ pub(super) struct Missing {
     pub(super) sequence: Sequence,
     pub(super) record: Record,
     pub(super) row: IndexRow,
+}
+
+impl Missing {
+    /// Whether another record has the article.
+    pub(super) async fn is_superseded(&self, reader: Reader<'_>) -> Result<bool> {
+        let Record { id, content, .. } = &self.record;
+        is_superseded(reader, self.sequence, id, content).await
+    }
 }
 
 impl Check<'_> {
@@ -51,7 +59,7 @@ impl Check<'_> {
         let table = char::from(missing.row.table());
         let is_repeated = matches!(missing.record.content, Content::Article(_))
             && missing.row.table() == TABLE_HASH
-            && is_elsewhere(self.reader, &id, missing.sequence).await?;
+            && missing.is_superseded(self.reader).await?;
         let (kind, what) = if is_repeated {
             let what = format!("article {id} has another record, which table h names");
             (FindingKind::ArticleRepeated, what)
@@ -135,7 +143,7 @@ async fn needs(reader: Reader<'_>, head: Option<&Bytes>, asked: &Missing) -> Res
         return Ok(false);
     }
     let is_healed = matches!(asked.record.content, Content::Quarantine { .. })
-        && is_elsewhere(reader, &asked.record.id, asked.sequence).await?;
+        && asked.is_superseded(reader).await?;
     Ok(!is_healed)
 }
 

@@ -13,8 +13,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::RepairCounts;
-use super::check::{LogFacts, intact, is_elsewhere};
-use super::locate::{Missing, missing_rows, stray_rows};
+use super::check::{LogFacts, intact, is_superseded};
+use super::locate::{missing_rows, stray_rows};
 use crate::archive::commit::Figures;
 use crate::archive::reader::Reader;
 use crate::archive::walk::{LogStep, LogWalk, Pace, RawRecord, TableWalk};
@@ -265,6 +265,10 @@ impl<A: Apply> Repair<'_, A> {
         what: &str,
     ) -> Result<()> {
         let sequence = raw.sequence;
+        let content = Content::Quarantine {
+            state,
+            reason: what.to_owned(),
+        };
         let mut mends = vec![Mend::Replace {
             sequence,
             rows: record::encode_quarantine(id, self.now, state, what)?,
@@ -274,7 +278,8 @@ impl<A: Apply> Repair<'_, A> {
         mends.extend(
             kept.map(|(row, value)| Mend::Put(key::quarantine(sequence, *row), value.to_vec())),
         );
-        if id != UNKNOWN_ID && !is_elsewhere(self.reader, &id, sequence).await? {
+        let is_superseded = is_superseded(self.reader, sequence, &id, &content).await?;
+        if id != UNKNOWN_ID && !is_superseded {
             let entry = HashEntry { sequence, state };
             mends.push(Mend::Put(key::hash(&id), entry.encode()));
         }
@@ -291,19 +296,15 @@ impl<A: Apply> Repair<'_, A> {
             let mut repeated = BTreeSet::new();
             let mut mends = Vec::new();
             for missing in missing_rows(self.reader, &INDEX_TABLES, &step.records).await? {
-                let Missing {
-                    sequence,
-                    record,
-                    row,
-                } = missing;
-                let is_article = matches!(record.content, Content::Article(_));
-                if row.table() == TABLE_HASH
+                let is_article = matches!(missing.record.content, Content::Article(_));
+                if missing.row.table() == TABLE_HASH
                     && is_article
-                    && is_elsewhere(self.reader, &record.id, sequence).await?
+                    && missing.is_superseded(self.reader).await?
                 {
-                    repeated.insert(sequence);
+                    repeated.insert(missing.sequence);
                     continue;
                 }
+                let row = missing.row;
                 mends.push(Mend::Put(row.key, row.value));
                 if mends.len() == BATCH_MENDS {
                     self.add(std::mem::take(&mut mends)).await?;
