@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use base64::Engine;
+use pressmark::archive::backup::Decoder;
 use serde_json::{Value, json};
 
 use crate::server::{ServerProcess, check_folder};
@@ -206,6 +208,31 @@ async fn every_call_works_from_grpcurl() {
     assert_eq!(
         (&stats["articleCount"], &stats["damagedCount"]),
         (&json!("5"), &json!("0"))
+    );
+
+    let events = grpcurl(&server, &["pressmark.v1.AdminService/VerifyArchive"], "{}").unwrap();
+    let summary = &events.last().unwrap()["summary"];
+    assert_eq!(
+        (&summary["findingCount"], &summary["articleCount"]),
+        (&json!("0"), &json!("5"))
+    );
+    let pieces = grpcurl(&server, &["pressmark.v1.AdminService/BackupArchive"], "{}").unwrap();
+    let piece = |piece: &Value| {
+        let data = piece["data"].as_str().unwrap();
+        base64::engine::general_purpose::STANDARD
+            .decode(data)
+            .unwrap()
+    };
+    let backup: Vec<u8> = pieces.iter().flat_map(piece).collect();
+    let mut decoder = Decoder::new(&*backup, "grpcurl").unwrap();
+    while decoder.next_entries().unwrap().is_some() {}
+    assert_eq!(
+        decoder.trailer().record_count,
+        stats["lastSequence"]
+            .as_str()
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
     );
 
     copy_to_another(&server).await;
