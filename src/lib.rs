@@ -46,7 +46,7 @@
 //!     body: "The bank left its rate where it was.".into(),
 //!     ..ArticleFields::default()
 //! })?;
-//! let put = archive.put(Prepared::new(&article, Timestamp::EPOCH, None)?).await?;
+//! let put = archive.put(Prepared::new(article.clone(), Timestamp::EPOCH, None)?).await?;
 //! assert_eq!(put.outcome, PutOutcome::Created);
 //! assert_eq!(archive.get(&article.id()).await?.article, article);
 //! guard.close().await

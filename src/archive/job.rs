@@ -10,6 +10,60 @@ use crate::error::{Error, Reason, Result};
 use crate::key::{IndexFacts, Sequence};
 use crate::record::{self, Rows, ScrubResult};
 
+/// An article whose canonical text was hashed, so that it can be asked for before more is done.
+#[derive(Clone, Debug)]
+pub struct Hashed {
+    article: Article,
+    text: String,
+    id: ContentHash,
+    archived_at: Timestamp,
+}
+
+impl Hashed {
+    /// Hashes an article that arrived at `archived_at`. If the sender named an id, it must be the
+    /// hash of the canonical text.
+    ///
+    /// # Errors
+    /// `IdMismatch` if it is not.
+    pub fn new(
+        article: Article,
+        archived_at: Timestamp,
+        claimed: Option<ContentHash>,
+    ) -> Result<Self> {
+        let text = article.render();
+        let id = ContentHash::of(text.as_bytes());
+        if let Some(claimed) = claimed.filter(|claimed| *claimed != id) {
+            let what =
+                format!("{claimed} is not the hash of the article's canonical text, which is {id}");
+            return Err(Error::field(Reason::IdMismatch, "id", what));
+        }
+        Ok(Self {
+            article,
+            text,
+            id,
+            archived_at,
+        })
+    }
+
+    /// The article's id.
+    #[must_use]
+    pub fn id(&self) -> ContentHash {
+        self.id
+    }
+
+    /// Compresses the article and takes it apart for the indexes.
+    ///
+    /// # Errors
+    /// `Internal` if the compressor fails.
+    pub fn prepare(self) -> Result<Prepared> {
+        Ok(Prepared {
+            facts: IndexFacts::of(&self.article, self.id),
+            rows: record::encode_article(self.id, self.archived_at, &self.text)?,
+            text_bytes: u64::try_from(self.text.len()).unwrap_or(u64::MAX),
+        })
+    }
+}
+
 /// An article ready to be written: hashed, compressed and taken apart for the indexes, which all
 /// happens on the caller's task so that the writer only orders and writes.
 #[derive(Clone, Debug)]
@@ -26,22 +80,11 @@ impl Prepared {
     /// # Errors
     /// `IdMismatch` if it is not.
     pub fn new(
-        article: &Article,
+        article: Article,
         archived_at: Timestamp,
         claimed: Option<ContentHash>,
     ) -> Result<Self> {
-        let text = article.render();
-        let id = ContentHash::of(text.as_bytes());
-        if let Some(claimed) = claimed.filter(|claimed| *claimed != id) {
-            let what =
-                format!("{claimed} is not the hash of the article's canonical text, which is {id}");
-            return Err(Error::field(Reason::IdMismatch, "id", what));
-        }
-        Ok(Self {
-            facts: IndexFacts::of(article, id),
-            rows: record::encode_article(id, archived_at, &text)?,
-            text_bytes: u64::try_from(text.len()).unwrap_or(u64::MAX),
-        })
+        Hashed::new(article, archived_at, claimed)?.prepare()
     }
 
     /// The article's id.

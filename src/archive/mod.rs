@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backup::BackupStatus;
 use self::backup::FollowState;
-pub use self::job::{Delete, DeleteOutcome, PendingPut, Prepared, Put, PutOutcome};
+pub use self::job::{Delete, DeleteOutcome, Hashed, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
 use self::open::Purpose;
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};

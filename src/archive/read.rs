@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::Archive;
 use super::reader::{
     FETCH_RECORDS, Reader, advance, behind, not_found, short_answer, wrong_record,
 };
 use super::scan::{PageBudget, Room};
 use super::token::{self, Fingerprint};
+use super::{Archive, Put, PutOutcome};
 use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES_MAX};
 use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::key::{self, Sequence, ShortHash, meta};
@@ -256,6 +256,41 @@ impl Archive {
             }
         }
         Ok(lookup)
+    }
+
+    /// What putting articles of these ids would be answered with if they are stored or deleted
+    /// already, in the order of the ids. Asking spares them their way to the writer; what comes in
+    /// meanwhile is found there.
+    ///
+    /// # Errors
+    /// `StoreFailed`, `IndexDamaged`.
+    pub async fn known(&self, ids: &[ContentHash]) -> Result<Vec<Option<Put>>> {
+        let keys = ids.iter().map(key::hash).collect();
+        let committed = self.committed();
+        let values = self.reader().get_many(keys).await?;
+        let answer = |(id, value): (&ContentHash, Option<Bytes>)| {
+            let entry = value.map(|value| HashEntry::decode(&value)).transpose()?;
+            // What is not durable yet is not acknowledged; the writer waits until it is.
+            let entry = entry.filter(|entry| entry.sequence <= committed);
+            let metrics = self.metrics();
+            let outcome = match entry.map(|entry| entry.state) {
+                Some(EntryState::Stored) => {
+                    metrics.duplicate.add(1);
+                    PutOutcome::Duplicate
+                }
+                Some(EntryState::Deleted) => {
+                    metrics.put_deleted.add(1);
+                    PutOutcome::Deleted
+                }
+                Some(EntryState::Quarantined) | None => return Ok(None),
+            };
+            Ok(entry.map(|entry| Put {
+                id: *id,
+                sequence: entry.sequence,
+                outcome,
+            }))
+        };
+        ids.iter().zip(values).map(answer).collect()
     }
 
     /// Tells which of many ids are not stored, from the index alone.

@@ -1,5 +1,5 @@
-//! `ArticleService`: each method converts, calls the archive and converts back. The two streams
-//! have a file part of their own below.
+//! `ArticleService`: each method converts, calls the archive and converts back. The scan has a part
+//! of its own below, the import a file.
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -8,24 +8,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::ResponseStream;
 use super::convert::{
-    article_of, delete_message, ids_of, import_result, message_of, now, put_message, query_of,
-    selector_of, shutting_down, source_message, status_of, stopping, texts_of, view_of,
+    delete_message, ids_of, message_of, now, put_message, query_of, selector_of, shutting_down,
+    source_message, status_of, stopping, texts_of, view_of,
 };
-use super::layer::mend;
+use super::import;
 use super::proto;
 use super::proto::article_service_server::ArticleService;
-use super::wire::{self, ImportArticlesRequest};
-use crate::archive::{
-    Archive, Direction, Order, PageBudget, PendingPut, Prepared, Put, Query, StoredArticle, View,
-};
+use super::wire::ImportArticlesRequest;
+use crate::archive::{Archive, Direction, Order, PageBudget, Query, StoredArticle, View};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
-
-/// Articles with more text are hashed and compressed on a thread that may take its time.
-const INLINE_TEXT_BYTES_MAX: usize = 64 * 1024;
-
-/// Results in one message of an import. Many small messages would make HTTP/2 peers suspicious.
-const RESULTS_PER_MESSAGE: usize = 256;
 
 /// Chunks of a scan that may wait for a slow reader.
 const SCAN_CHUNKS_AHEAD: usize = 1;
@@ -56,8 +48,10 @@ impl ArticleService for Articles {
     ) -> Result<Response<Self::ImportArticlesStream>, Status> {
         let (pending, results) = mpsc::channel(self.archive.limits().import_results_max);
         let (answers, stream) = mpsc::channel(1);
-        tokio::spawn(read_import(self.clone(), request.into_inner(), pending));
-        tokio::spawn(answer_import(results, answers));
+        let (archive, stop) = (self.archive.clone(), self.stop.clone());
+        let requests = request.into_inner();
+        tokio::spawn(import::read(archive, stop, requests, pending));
+        tokio::spawn(import::answer(results, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -141,7 +135,7 @@ impl Articles {
         let article = request
             .article
             .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;
-        let prepared = prepare(article)
+        let prepared = import::prepare(article)
             .await
             .map_err(|error| error.within("article"))?;
         self.archive.put(prepared).await.map(put_message)
@@ -277,102 +271,6 @@ fn messages_of(articles: Vec<StoredArticle>, view: View) -> Vec<proto::Article> 
         .into_iter()
         .map(|article| message_of(article, view))
         .collect()
-}
-
-/// Validates, hashes and compresses an article.
-async fn prepare(message: proto::Article) -> Result<Prepared> {
-    let (article, claimed) = article_of(message)?;
-    let archived_at = now()?;
-    if article.text_bytes() <= INLINE_TEXT_BYTES_MAX {
-        return Prepared::new(&article, archived_at, claimed);
-    }
-    let work = move || Prepared::new(&article, archived_at, claimed);
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|panic| {
-            Err(Error::new(Reason::Internal, "preparing an article panicked").with_source(panic))
-        })
-}
-
-/// What an import stream has to answer next, in the order of the articles.
-enum Pending {
-    Put(PendingPut),
-    Refused(Error),
-    /// Nothing more: the stream ends with this status.
-    End(Status),
-}
-
-/// Takes articles from the client and queues them. Waits while the writer's queue is full or the
-/// client is behind in reading results, so neither side can grow without bound.
-async fn read_import(
-    service: Articles,
-    mut requests: Streaming<ImportArticlesRequest>,
-    pending: mpsc::Sender<Pending>,
-) {
-    let end = loop {
-        let message = tokio::select! {
-            message = requests.message() => message,
-            () = service.stop.cancelled() => break Some(stopping()),
-        };
-        let articles = match message {
-            Ok(None) => break None,
-            Ok(Some(message)) => message.articles,
-            Err(status) => break Some(mend(&status)),
-        };
-        for article in articles {
-            let next = match queue_article(&service.archive, article).await {
-                Ok(put) => Pending::Put(put),
-                Err(error) => Pending::Refused(error),
-            };
-            if pending.send(next).await.is_err() {
-                // The client has gone. What is queued is stored all the same.
-                return;
-            }
-        }
-    };
-    if let Some(status) = end {
-        // If the client has gone, nobody is left to be told.
-        let _ = pending.send(Pending::End(status)).await;
-    }
-}
-
-async fn queue_article(archive: &Archive, article: bytes::Bytes) -> Result<PendingPut> {
-    let prepared = prepare(wire::decode(article)?).await?;
-    archive.enqueue(prepared).await
-}
-
-/// Sends results as the articles become durable, as many in one message as are ready.
-async fn answer_import(
-    mut pending: mpsc::Receiver<Pending>,
-    answers: mpsc::Sender<Result<proto::ImportArticlesResponse, Status>>,
-) {
-    let mut index = 0;
-    let mut some = Vec::new();
-    while pending.recv_many(&mut some, RESULTS_PER_MESSAGE).await > 0 {
-        let mut results = Vec::with_capacity(some.len());
-        let mut end = None;
-        for next in some.drain(..) {
-            let result: Result<Put> = match next {
-                Pending::Put(put) => put.result().await,
-                Pending::Refused(error) => Err(error),
-                Pending::End(status) => {
-                    end = Some(status);
-                    break;
-                }
-            };
-            results.push(import_result(index, result));
-            index += 1;
-        }
-        let message = proto::ImportArticlesResponse { results };
-        if !message.results.is_empty() && answers.send(Ok(message)).await.is_err() {
-            return;
-        }
-        if let Some(status) = end {
-            // If the client has gone, nobody is left to be told.
-            let _ = answers.send(Err(status)).await;
-            return;
-        }
-    }
 }
 
 /// Reads chunk after chunk, no faster than the client takes them. Nothing is held in between.

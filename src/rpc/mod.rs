@@ -4,6 +4,7 @@
 mod admin;
 mod article;
 mod convert;
+mod import;
 mod layer;
 mod server;
 mod verify;

@@ -45,7 +45,7 @@ async fn an_article_is_stored_once(engine: Engine) -> TestResult {
     assert_eq!(archive.committed(), 1);
 
     // What arrives later is the same article: the time of arrival is not part of it.
-    let later = Prepared::new(&article(1), time(FIRST_DATE * 2), Some(id))?;
+    let later = Prepared::new(article(1), time(FIRST_DATE * 2), Some(id))?;
     assert_eq!(archive.put(later).await?.outcome, PutOutcome::Duplicate);
     let stored = archive.get(&id).await?;
     assert_eq!(stored.article, article(1));
@@ -197,7 +197,7 @@ async fn a_url_has_revisions_within_a_group(engine: Engine) -> TestResult {
 async fn a_claimed_id_must_be_right(engine: Engine) -> TestResult {
     let archive = TestArchive::open(engine).await;
     let (right, wrong) = (article(1).id(), article(2).id());
-    let refused = Prepared::new(&article(1), time(0), Some(wrong));
+    let refused = Prepared::new(article(1), time(0), Some(wrong));
     let error = check_error(
         refused,
         Reason::IdMismatch,
@@ -206,7 +206,7 @@ async fn a_claimed_id_must_be_right(engine: Engine) -> TestResult {
     assert_eq!(error.field_name(), Some("id"));
     assert_eq!(error.kind(), Kind::InvalidArgument);
     let put = archive
-        .put(Prepared::new(&article(1), time(0), Some(right))?)
+        .put(Prepared::new(article(1), time(0), Some(right))?)
         .await?;
     assert_eq!(put.id, right);
     archive.finish().await

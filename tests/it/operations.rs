@@ -234,7 +234,7 @@ impl Model {
         let mut pending = Vec::new();
         let mut expected = Vec::new();
         for (known, article) in all {
-            let prepared = Prepared::new(&article, now, None)?;
+            let prepared = Prepared::new(article.clone(), now, None)?;
             pending.push(archive.enqueue(prepared).await?);
             expected.push(self.expect_put(known, article, now));
         }

@@ -212,7 +212,7 @@ pub fn time(seconds: i64) -> Timestamp {
 
 /// An article that arrives a day after the first date.
 pub fn prepared(article: &Article) -> Prepared {
-    Prepared::new(article, time(FIRST_DATE + 86_400), None).unwrap()
+    Prepared::new(article.clone(), time(FIRST_DATE + 86_400), None).unwrap()
 }
 
 /// Hex digits without a pattern, which zstd can only halve.

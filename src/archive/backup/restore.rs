@@ -386,7 +386,7 @@ fn prepare(entry: Entry) -> Result<Restored> {
     } = entry.record;
     match content {
         Content::Article(article) => {
-            let prepared = Prepared::new(&article, archived_at, Some(id))?;
+            let prepared = Prepared::new(article, archived_at, Some(id))?;
             Ok(Restored::Article(Box::new(prepared)))
         }
         content @ (Content::Deletion { .. }
