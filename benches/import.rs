@@ -241,6 +241,32 @@ impl Server {
         ticks / TICKS_PER_SECOND
     }
 
+    /// Checks the archive, which must be whole, and tells how fast that was.
+    async fn verify(&self) -> Value {
+        let client = AdminServiceClient::connect(self.address.clone());
+        let request = proto::VerifyArchiveRequest::default();
+        let mut events = client
+            .await
+            .unwrap()
+            .verify_archive(request)
+            .await
+            .unwrap()
+            .into_inner();
+        let mut summary = proto::VerifySummary::default();
+        while let Some(message) = events.message().await.unwrap() {
+            if let Some(proto::verify_archive_response::Event::Summary(last)) = message.event {
+                summary = last;
+            }
+        }
+        assert_eq!(summary.finding_count, Some(0), "{summary:?}");
+        let seconds = summary.elapsed_ms() as f64 / 1e3;
+        json!({
+            "seconds": round(seconds),
+            "articles_per_s": (summary.article_count() as f64 / seconds).round(),
+            "read_bytes": summary.bytes(),
+        })
+    }
+
     async fn stats(&self) -> proto::GetStatsResponse {
         let client = AdminServiceClient::connect(self.address.clone()).await;
         let stats = client.unwrap().get_stats(proto::GetStatsRequest {}).await;
@@ -391,6 +417,7 @@ async fn main() {
     report(&mut summary, "disk_after_stop", disk(&archive, &stats));
     let server = Server::start(&archive);
     let open_ms = round(server.open.as_secs_f64() * 1e3);
+    report(&mut summary, "verify", server.verify().await);
     server.stop();
     let restart = json!({ "open_ms": open_ms, "load": load().trim() });
     report(&mut summary, "restart", restart);
