@@ -2,6 +2,7 @@
 //! served over a pipe by the very same service. Every command is written once, against gRPC.
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
@@ -18,6 +19,9 @@ use crate::store::{self, Locator, StoreOptions};
 
 /// The largest message taken from a server, whose own limit is below that.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How long a server may take to answer at all.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes that the pipe to an archive in this process holds.
 const PIPE_BYTES: usize = 1024 * 1024;
@@ -168,6 +172,7 @@ pub fn message<T>(answer: Result<Response<T>, Status>) -> Result<T> {
 
 fn configure(endpoint: Endpoint) -> Endpoint {
     endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .tcp_nodelay(true)

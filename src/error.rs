@@ -312,8 +312,16 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.inner.message)?;
-        if let Some(source) = &self.inner.source {
-            write!(f, ": {source}")?;
+        // Some causes tell their own causes, some do not; nothing is told twice.
+        let mut told = String::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(next) = cause {
+            let text = next.to_string();
+            if !told.contains(&text) {
+                write!(f, ": {text}")?;
+                told.push_str(&text);
+            }
+            cause = next.source();
         }
         Ok(())
     }
@@ -355,6 +363,8 @@ mod tests {
         let cause = std::io::Error::other("disk on fire");
         let error = Error::new(Reason::StoreFailed, "cannot read").with_source(cause);
         assert_eq!(error.to_string(), "cannot read: disk on fire");
+        let error = Error::new(Reason::WritesStopped, "no more").with_source(error);
+        assert_eq!(error.to_string(), "no more: cannot read: disk on fire");
     }
 
     #[test]
