@@ -15,6 +15,10 @@ use crate::error::{Error, Reason, Result};
 /// Articles with more text are hashed and compressed on a thread that may take its time.
 const INLINE_TEXT_BYTES_MAX: usize = 64 * 1024;
 
+/// Articles of a message that are worked on at a time: an article can be two bytes long, and takes
+/// far more as long as it is worked on.
+const ARTICLES_AT_A_TIME: usize = 256;
+
 /// Results in one message of an import. Many small messages would make HTTP/2 peers suspicious.
 const RESULTS_PER_MESSAGE: usize = 256;
 
@@ -65,19 +69,22 @@ pub(super) async fn read(
             message = requests.message() => message,
             () = stop.cancelled() => break Some(stopping()),
         };
-        let articles = match message {
+        let mut articles = match message {
             Ok(None) => break None,
-            Ok(Some(message)) => message.articles,
+            Ok(Some(message)) => message.articles.into_iter(),
             Err(status) => break Some(mend(&status)),
         };
-        for next in queue_articles(&archive, articles).await {
-            let next = match next {
-                Ok(next) => next.queue(&archive).await,
-                Err(error) => Pending::Refused(error),
-            };
-            if pending.send(next).await.is_err() {
-                // The client has gone. What is queued is stored all the same.
-                return;
+        while articles.len() > 0 {
+            let some = articles.by_ref().take(ARTICLES_AT_A_TIME).collect();
+            for next in look_up(&archive, some).await {
+                let next = match next {
+                    Ok(next) => next.queue(&archive).await,
+                    Err(error) => Pending::Refused(error),
+                };
+                if pending.send(next).await.is_err() {
+                    // The client has gone. What is queued is stored all the same.
+                    return;
+                }
             }
         }
     };
@@ -107,10 +114,10 @@ impl Incoming {
     }
 }
 
-/// Decodes and hashes the articles of a message, asks which of them are there already, and prepares
+/// Decodes and hashes some articles, asks which of them are there already, and prepares
 /// the others. Most articles that importers send were sent before, so that what is dear, the
 /// compression and the way through the writer, is left for those that are new.
-async fn queue_articles(archive: &Archive, articles: Vec<bytes::Bytes>) -> Vec<Result<Incoming>> {
+async fn look_up(archive: &Archive, articles: Vec<bytes::Bytes>) -> Vec<Result<Incoming>> {
     let count = articles.len();
     let result = sort_articles(archive, articles).await;
     // What fails for all of them is told of each.

@@ -461,6 +461,7 @@ fn errors_exit_with_2_and_name_their_object() {
         "{}",
         dead.err
     );
+    assert!(dead.err.contains("onnection refused"), "{}", dead.err);
 
     scratch.run(&["--server", &url, "list"]).exits(2);
     let mistyped = scratch.run_on("archvie", &["list"]).exits(2);
