@@ -26,12 +26,15 @@
 //! and a quarantine (kind 4) keeps its place in the log. The article is stored again, at a new
 //! sequence, by the next put of the same text.
 
+mod content;
 mod index;
 
 use std::cell::RefCell;
 
 use bytes::Bytes;
 
+pub use self::content::Content;
+use self::content::KIND_ARTICLE;
 pub use self::index::{
     EntryState, HashEntry, ScrubResult, SourceStats, Totals, decode_format, decode_sequence,
 };
@@ -63,44 +66,11 @@ const PAYLOAD_BYTES_AT: usize = TEXT_BYTES_AT + 4;
 const HEADER_BYTES: usize = PAYLOAD_BYTES_AT + 4;
 const _: () = assert!(HEADER_BYTES == 63 && HEADER_BYTES < ROW_BYTES_MAX);
 
-const KIND_ARTICLE: u8 = 1;
-const KIND_DELETION: u8 = 2;
-const KIND_TOMBSTONE: u8 = 3;
-const KIND_QUARANTINE: u8 = 4;
-
 const CODEC_STORED: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 
 /// zstd's own default: level 1 saves a quarter of the time and costs a tenth more disk.
 const ZSTD_LEVEL: i32 = 3;
-
-/// What a record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Content {
-    /// An article.
-    Article(Article),
-    /// The deletion of the article that was archived at `article`.
-    Deletion {
-        /// The sequence of the article, whose record is a tombstone now.
-        article: Sequence,
-        /// Why it was deleted.
-        reason: String,
-    },
-    /// What is left of an article that was deleted at `deletion`.
-    Tombstone {
-        /// The sequence of the deletion.
-        deletion: Sequence,
-        /// Why it was deleted.
-        reason: String,
-    },
-    /// What keeps the place of a record that was damaged and is set aside.
-    Quarantine {
-        /// The state that the id had in table `h`, and keeps until the article is stored again.
-        state: EntryState,
-        /// What was wrong with the record.
-        reason: String,
-    },
-}
 
 /// One record of the log, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -156,13 +126,14 @@ pub fn encode_delete(
     article: Sequence,
     deletion: Sequence,
 ) -> Result<[Rows; 2]> {
-    let encode_half = |kind, counterpart: Sequence| {
-        let payload = [counterpart.to_be_bytes().as_slice(), reason.as_bytes()].concat();
-        encode(kind, CODEC_STORED, id, deleted_at, payload.len(), &payload)
+    let reason = reason.to_owned();
+    let tombstone = Content::Tombstone {
+        deletion,
+        reason: reason.clone(),
     };
     Ok([
-        encode_half(KIND_DELETION, article)?,
-        encode_half(KIND_TOMBSTONE, deletion)?,
+        encode_stored(id, deleted_at, &Content::Deletion { article, reason })?,
+        encode_stored(id, deleted_at, &tombstone)?,
     ])
 }
 
@@ -180,16 +151,14 @@ pub fn encode_quarantine(
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
-    let reason = reason.get(..end).unwrap_or_default();
-    let payload = [&[state.as_byte()], reason.as_bytes()].concat();
-    encode(
-        KIND_QUARANTINE,
-        CODEC_STORED,
-        id,
-        noticed_at,
-        payload.len(),
-        &payload,
-    )
+    let reason = reason.get(..end).unwrap_or_default().to_owned();
+    encode_stored(id, noticed_at, &Content::Quarantine { state, reason })
+}
+
+/// Encodes what is too short to be compressed.
+fn encode_stored(id: ContentHash, archived_at: Timestamp, content: &Content) -> Result<Rows> {
+    let (kind, payload) = content.encode();
+    encode(kind, CODEC_STORED, id, archived_at, payload.len(), &payload)
 }
 
 fn encode(
@@ -294,44 +263,13 @@ pub fn decode(sequence: Sequence, rows: &[Bytes]) -> Result<Record> {
     if text.len() != header.text_bytes {
         return Err(fail("has not the length that it names"));
     }
-    let content = decode_content(&header, text).map_err(|what| fail(&what))?;
+    let content = Content::decode(header.kind, &header.id, &text, Article::parse_trusted);
+    let content = content.map_err(|what| fail(&what))?;
     Ok(Record {
         id: header.id,
         archived_at: header.archived_at,
         content,
     })
-}
-
-fn decode_content(header: &Header, text: Vec<u8>) -> Result<Content, String> {
-    if header.kind == KIND_ARTICLE {
-        let found = ContentHash::of(&text);
-        if found != header.id {
-            return Err(format!("holds a text whose hash is {found}"));
-        }
-        let text = String::from_utf8(text).map_err(|error| error.to_string())?;
-        let article = Article::parse_trusted(&text).map_err(|error| error.to_string())?;
-        return Ok(Content::Article(article));
-    }
-    if header.kind == KIND_QUARANTINE {
-        let (state, reason) = text.split_first().ok_or("is too short")?;
-        let state = EntryState::from_byte(*state).ok_or("has an unknown state")?;
-        let reason = String::from_utf8(reason.to_vec()).map_err(|error| error.to_string())?;
-        return Ok(Content::Quarantine { state, reason });
-    }
-    let (counterpart, reason) = text.split_first_chunk().ok_or("is too short")?;
-    let counterpart = Sequence::from_be_bytes(*counterpart);
-    let reason = String::from_utf8(reason.to_vec()).map_err(|error| error.to_string())?;
-    match header.kind {
-        KIND_DELETION => Ok(Content::Deletion {
-            article: counterpart,
-            reason,
-        }),
-        KIND_TOMBSTONE => Ok(Content::Tombstone {
-            deletion: counterpart,
-            reason,
-        }),
-        other => Err(format!("has the unknown kind {other}")),
-    }
 }
 
 struct Header {

@@ -4,14 +4,14 @@
 use std::io::{self, Read};
 
 use super::format::{
-    ARCHIVE_ID_BYTES, Encoder, Entry, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, Header, KIND_ARTICLE,
-    KIND_DELETION, KIND_QUARANTINE, KIND_TOMBSTONE, MAGIC, PAYLOAD_BYTES_MAX, PREFIX_BYTES,
-    Progress, TYPE_DATA, TYPE_HEADER, TYPE_TRAILER, Trailer, VERSION,
+    ARCHIVE_ID_BYTES, Encoder, Entry, FRAME_BYTES_MAX, FRAME_HEAD_BYTES, Header, MAGIC,
+    PAYLOAD_BYTES_MAX, PREFIX_BYTES, Progress, TYPE_DATA, TYPE_HEADER, TYPE_TRAILER, Trailer,
+    VERSION,
 };
 use crate::article::{Article, ContentHash, HASH_BYTES, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::Sequence;
-use crate::record::{Content, EntryState, REASON_BYTES_MAX, Record};
+use crate::record::{Content, Record};
 
 /// Reads a backup, frame by frame, and believes nothing of it.
 #[derive(Debug)]
@@ -225,54 +225,13 @@ fn parse_entry(bytes: &[u8]) -> Result<(Entry, &[u8]), String> {
         i64::from(u32::from_be_bytes(*nanos)),
     )
     .map_err(|error| wrong(format!("has no valid time: {error}")))?;
-    let content = parse_content(*kind, &id, payload).map_err(wrong)?;
+    let content = Content::decode(*kind, &id, payload, Article::parse).map_err(wrong)?;
     let record = Record {
         id,
         archived_at,
         content,
     };
     Ok((Entry { sequence, record }, rest))
-}
-
-fn parse_content(kind: u8, id: &ContentHash, payload: &[u8]) -> Result<Content, String> {
-    if kind == KIND_ARTICLE {
-        let found = ContentHash::of(payload);
-        if found != *id {
-            return Err(format!("has a text whose hash is {found}"));
-        }
-        let text = std::str::from_utf8(payload).map_err(|error| error.to_string())?;
-        let article = Article::parse(text).map_err(|error| error.to_string())?;
-        return Ok(Content::Article(article));
-    }
-    let read_reason = |reason: &[u8]| {
-        let reason = String::from_utf8(reason.to_vec()).map_err(|error| error.to_string())?;
-        if reason.len() > REASON_BYTES_MAX {
-            return Err(format!("has a reason of {} bytes", reason.len()));
-        }
-        Ok(reason)
-    };
-    if kind == KIND_QUARANTINE {
-        let (state, reason) = payload.split_first().ok_or("is too short")?;
-        let state = EntryState::from_byte(*state).filter(|state| *state != EntryState::Stored);
-        return Ok(Content::Quarantine {
-            state: state.ok_or("has an unknown state")?,
-            reason: read_reason(reason)?,
-        });
-    }
-    let (counterpart, reason) = payload.split_first_chunk().ok_or("is too short")?;
-    let counterpart = Sequence::from_be_bytes(*counterpart);
-    let reason = read_reason(reason)?;
-    match kind {
-        KIND_DELETION => Ok(Content::Deletion {
-            article: counterpart,
-            reason,
-        }),
-        KIND_TOMBSTONE => Ok(Content::Tombstone {
-            deletion: counterpart,
-            reason,
-        }),
-        other => Err(format!("has the unknown kind {other}")),
-    }
 }
 
 /// Fills a buffer as far as the input goes, and returns how far.

@@ -246,14 +246,7 @@ impl Follower {
                 path,
                 mut encoder,
             } = segment;
-            let mut bytes = Vec::new();
-            for entry in entries {
-                bytes.extend(
-                    encoder
-                        .add(entry.sequence, &entry.record)?
-                        .unwrap_or_default(),
-                );
-            }
+            let mut bytes = encoder.add_all(&entries)?;
             // Frames end with what is new, so that it is whole when it is synced.
             let is_last = log.next > log.last;
             if is_last {

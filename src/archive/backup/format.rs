@@ -52,11 +52,6 @@ pub(super) const FRAME_BYTES_MAX: usize = FRAME_BYTES + ENTRY_HEAD_BYTES + TEXT_
 /// The longest payload: data that could not be compressed, with what zstd adds to it.
 pub(super) const PAYLOAD_BYTES_MAX: usize = FRAME_BYTES_MAX + FRAME_BYTES_MAX / 128 + 1024;
 
-pub(super) const KIND_ARTICLE: u8 = 1;
-pub(super) const KIND_DELETION: u8 = 2;
-pub(super) const KIND_TOMBSTONE: u8 = 3;
-pub(super) const KIND_QUARANTINE: u8 = 4;
-
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -201,6 +196,18 @@ impl Encoder {
         (encoder, bytes)
     }
 
+    /// Adds the records at the next sequences. Returns the frames that are full.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add).
+    pub fn add_all(&mut self, entries: &[Entry]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            bytes.extend(self.add(entry.sequence, &entry.record)?.unwrap_or_default());
+        }
+        Ok(bytes)
+    }
+
     /// Adds the record at the next sequence. Returns a frame if one is full.
     ///
     /// # Errors
@@ -213,7 +220,7 @@ impl Encoder {
         }
         self.progress.next += 1;
         self.progress.record_count += 1;
-        let (kind, payload) = encode_content(&record.content);
+        let (kind, payload) = record.content.encode();
         let entries = &mut self.entries;
         entries.extend_from_slice(&sequence.to_be_bytes());
         entries.push(kind);
@@ -275,20 +282,5 @@ impl Encoder {
         self.progress.pass(&frame);
         self.progress.frame_count += 1;
         frame
-    }
-}
-
-fn encode_content(content: &Content) -> (u8, Vec<u8>) {
-    let named = |sequence: &Sequence, reason: &str| {
-        [sequence.to_be_bytes().as_slice(), reason.as_bytes()].concat()
-    };
-    match content {
-        Content::Article(article) => (KIND_ARTICLE, article.render().into_bytes()),
-        Content::Deletion { article, reason } => (KIND_DELETION, named(article, reason)),
-        Content::Tombstone { deletion, reason } => (KIND_TOMBSTONE, named(deletion, reason)),
-        Content::Quarantine { state, reason } => (
-            KIND_QUARANTINE,
-            [&[state.as_byte()], reason.as_bytes()].concat(),
-        ),
     }
 }

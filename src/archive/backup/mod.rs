@@ -60,14 +60,7 @@ impl Backup {
                     let Some(entries) = self.log.next().await? else {
                         return Ok(Some(encoder.finish()?));
                     };
-                    let mut bytes = Vec::new();
-                    for entry in entries {
-                        bytes.extend(
-                            encoder
-                                .add(entry.sequence, &entry.record)?
-                                .unwrap_or_default(),
-                        );
-                    }
+                    let bytes = encoder.add_all(&entries)?;
                     self.state = State::Going(encoder);
                     if !bytes.is_empty() {
                         return Ok(Some(bytes));
