@@ -6,6 +6,7 @@
 mod folder;
 mod memory;
 mod panic;
+mod reads;
 mod room;
 mod sled;
 mod watermark;

@@ -34,6 +34,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::folder::{
     lock, remove_unfinished_snapshots, sync_folder, wait_for_release, warn_of_blobs,
 };
+use super::reads::Reads;
 use super::watermark::Watermark;
 use super::{
     Batch, Change, Chunk, Direction, Durability, Poison, Row, Scan, Store, StoreOptions,
@@ -71,6 +72,7 @@ pub struct SledStore {
     db: RwLock<Option<Db>>,
     writer: Mutex<Option<Writer>>,
     poison: Arc<Poison>,
+    reads: Arc<Reads>,
 }
 
 #[derive(Debug)]
@@ -134,13 +136,15 @@ impl SledStore {
         };
 
         let poison = Arc::new(Poison::default());
+        let reads = Arc::new(Reads::default());
         let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
         let thread = {
             let (db, poison) = (db.clone(), Arc::clone(&poison));
+            let reads = Arc::clone(&reads);
             std::thread::Builder::new()
                 .name("sled-writer".into())
                 .spawn(move || {
-                    let run = || run_writer(&db, &files, count, writes, &poison);
+                    let run = || run_writer(&db, &files, count, writes, &poison, &reads);
                     panic::caught(run).unwrap_or_else(|_| Err(panicked(&files.folder)))
                 })
                 .map_err(|error| failed("start the writer thread of", error))?
@@ -155,12 +159,14 @@ impl SledStore {
                 lock,
             })),
             poison,
+            reads,
         })
     }
 
-    /// Runs a read where it may wait for the disk.
+    /// Runs a read of at most so many rows.
     async fn read<T: Send + 'static>(
         &self,
+        rows_max: usize,
         read: impl FnOnce(&Db) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let db = self
@@ -169,12 +175,7 @@ impl SledStore {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         let db = db.ok_or_else(closed)?;
-        // The panic's own text can hold the whole tree.
-        let panicked = || Error::new(Reason::StoreDamaged, "a read of sled panicked");
-        tokio::task::spawn_blocking(move || panic::caught(|| read(&db)))
-            .await
-            .map_err(|_| panicked())?
-            .map_err(|_| panicked())?
+        self.reads.run(rows_max, move || read(&db)).await
     }
 }
 
@@ -185,7 +186,7 @@ impl Store for SledStore {
     }
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
-        self.read(move |db| {
+        self.read(keys.len(), move |db| {
             let get = |key: &Vec<u8>| db.get(stored_key(key)).map_err(read_failed);
             keys.iter()
                 .map(|key| Ok(get(key)?.map(|value| bytes(&value))))
@@ -195,8 +196,9 @@ impl Store for SledStore {
     }
 
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
-        self.read(move |db| scans.iter().map(|scan| scan_one(db, scan)).collect())
-            .await
+        let rows_max = scans.iter().map(|scan| scan.rows_max).sum();
+        let scan_all = move |db: &Db| scans.iter().map(|scan| scan_one(db, scan)).collect();
+        self.read(rows_max, scan_all).await
     }
 
     async fn write(&self, batch: Batch, durability: Durability) -> Result<()> {
@@ -224,7 +226,7 @@ impl Store for SledStore {
 
     async fn stats(&self) -> Result<StoreStats> {
         let open_micros = self.open_micros;
-        self.read(move |db| {
+        self.read(usize::MAX, move |db| {
             let disk_bytes = db.size_on_disk().map_err(read_failed)?;
             Ok(StoreStats {
                 disk_bytes,
@@ -299,6 +301,7 @@ fn run_writer(
     mut count: u64,
     mut writes: mpsc::Receiver<Write>,
     poison: &Poison,
+    reads: &Reads,
 ) -> Result<()> {
     while let Some(Write {
         batch,
@@ -310,7 +313,7 @@ fn run_writer(
         let room = || room::check(&files.folder, &files.data, bytes);
         let result = poison.check().and_then(|()| room()).and_then(|()| {
             count += 1;
-            apply(db, files, count, batch, durability).inspect_err(|error| {
+            apply(db, files, count, batch, durability, reads).inspect_err(|error| {
                 tracing::error!(%error, "a write failed, the archive takes no more");
                 poison.set(error);
             })
@@ -323,7 +326,14 @@ fn run_writer(
     files.watermark.sync().map_err(write_failed)
 }
 
-fn apply(db: &Db, files: &Files, count: u64, batch: Batch, durability: Durability) -> Result<()> {
+fn apply(
+    db: &Db,
+    files: &Files,
+    count: u64,
+    batch: Batch,
+    durability: Durability,
+    reads: &Reads,
+) -> Result<()> {
     let mut changes = sled::Batch::default();
     for change in batch.into_changes() {
         match change {
@@ -332,7 +342,9 @@ fn apply(db: &Db, files: &Files, count: u64, batch: Batch, durability: Durabilit
         }
     }
     changes.insert(&COUNT_KEY, &count.to_be_bytes());
-    db.apply_batch(changes).map_err(write_failed)?;
+    reads
+        .applying(|| db.apply_batch(changes))
+        .map_err(write_failed)?;
     match durability {
         Durability::Buffered => Ok(()),
         Durability::Synced => sync(db, files, count),

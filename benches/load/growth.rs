@@ -1,0 +1,55 @@
+//! What an archive costs as it grows: rates, memory, disk and the time to open it.
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::measure::round;
+use crate::{Bench, report, workload};
+
+/// Articles that are generated and imported at a time.
+const STEP: u64 = 100_000;
+
+/// Imports articles until the archive has each of these sizes, in ascending order, and measures it
+/// there: the rate is that of the last step.
+pub async fn run(bench: &Bench, sizes: &[u64]) {
+    let mut running = bench.start().await;
+    let (mut number, mut stored, mut text_bytes) = (0, 0, 0);
+    let mut ids = Vec::new();
+    for &size in sizes {
+        let mut rates = Vec::new();
+        let mut peak = 0;
+        while number < size {
+            let work = bench.generate(number..(number + STEP).min(size));
+            let figures = workload::import(&running, &work, false).await;
+            rates.push(figures["per_s"].as_f64().unwrap());
+            peak = peak.max(figures["rss_peak_bytes"].as_u64().unwrap());
+            number += work.article_count;
+            stored += work.article_count - work.duplicates;
+            text_bytes += work.text_bytes;
+            ids.extend(work.ids);
+            crate::empty(bench.folder.path());
+        }
+        let missing = workload::missing(&running, &ids).await;
+        let get_any = workload::get_any(&running, &ids).await;
+        let scan = workload::scan(&running).await;
+        running.process.stop(Signal::TERM);
+        let disk = workload::disk(&bench.archive(), text_bytes, stored);
+        running = bench.start().await;
+        let stopped = running.open;
+        running.process.kill();
+        running = bench.start().await;
+        report(
+            "growth",
+            json!({
+                "articles": number, "import_per_s": rates.last(), "import_rates": rates,
+                "rss_peak_bytes": peak, "missing_per_s": missing["per_s"],
+                "get_any_per_s": get_any["per_s"], "get_any_p99_us": get_any["p99_us"],
+                "scan_per_s": scan["per_s"], "disk_bytes": disk["disk_bytes"],
+                "disk_to_text": disk["disk_to_text"],
+                "open_after_stop_ms": round(stopped.as_secs_f64() * 1e3),
+                "open_after_kill_ms": round(running.open.as_secs_f64() * 1e3),
+            }),
+        );
+    }
+    running.process.stop(Signal::TERM);
+}
