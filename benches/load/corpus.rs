@@ -124,6 +124,28 @@ impl Corpus {
         streams: u64,
         batch: u64,
     ) -> Workload {
+        self.write_if(|_| true, numbers, folder, streams, batch)
+    }
+
+    /// The same without exact duplicates.
+    pub fn write_new(
+        &self,
+        numbers: std::ops::Range<u64>,
+        folder: &Path,
+        streams: u64,
+        batch: u64,
+    ) -> Workload {
+        self.write_if(|kind| kind != "duplicate", numbers, folder, streams, batch)
+    }
+
+    fn write_if(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+        numbers: std::ops::Range<u64>,
+        folder: &Path,
+        streams: u64,
+        batch: u64,
+    ) -> Workload {
         let file = |stream| folder.join(format!("{}-{stream}", numbers.start));
         let mut work = Workload {
             files: (0..streams).map(file).collect(),
@@ -131,9 +153,11 @@ impl Corpus {
         };
         let create = |path| BufWriter::with_capacity(1 << 18, File::create(path).unwrap());
         let mut writers: Vec<_> = work.files.iter().map(create).collect();
-        let first = numbers.start;
         for number in numbers {
             let (kind, mut article) = self.article(number);
+            if !is_wanted(kind) {
+                continue;
+            }
             *work.kinds.entry(kind).or_default() += 1;
             let id = identify(&mut article);
             if kind == "duplicate" {
@@ -141,12 +165,12 @@ impl Corpus {
             } else {
                 work.ids.push(id);
             }
-            work.article_count += 1;
             work.text_bytes += (article.title.len() + article.body.len()) as u64;
             work.body_bytes.push(article.body.len());
             let encoded = article.encode_to_vec();
             let length = u32::try_from(encoded.len()).unwrap();
-            let writer = &mut writers[((number - first) / batch % streams) as usize];
+            let writer = &mut writers[(work.article_count / batch % streams) as usize];
+            work.article_count += 1;
             writer.write_all(&length.to_le_bytes()).unwrap();
             writer.write_all(&encoded).unwrap();
         }

@@ -83,7 +83,7 @@ pub fn new_articles(
     numbers: std::ops::Range<u64>,
     folder: &Path,
 ) -> Vec<proto::Article> {
-    let work = corpus.write(numbers, folder, 1, 1);
+    let work = corpus.write_new(numbers, folder, 1, 1);
     let articles = Reading::open(&work.files[0]);
     articles
         .map(|article| proto::Article::decode(article).unwrap())
