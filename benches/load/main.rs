@@ -145,10 +145,11 @@ impl Bench {
 async fn main() {
     let arguments = Arguments::parse();
     let command = arguments.command.unwrap_or(Task::Suite);
-    match &command {
-        Task::BareServer { body_bytes } => return bare::serve(*body_bytes).await,
-        Task::Plot { results, folder } => return plot::draw(results, folder),
-        _ => {}
+    if let Task::BareServer { body_bytes } = &command {
+        return bare::serve(*body_bytes).await;
+    }
+    if let Task::Plot { results, folder } = &command {
+        return plot::draw(results, folder);
     }
     let bench = Bench {
         corpus: Corpus::load(),

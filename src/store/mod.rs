@@ -5,10 +5,12 @@
 
 mod folder;
 mod memory;
+mod order;
 mod panic;
 mod reads;
 mod room;
 mod sled;
+mod values;
 mod watermark;
 
 use std::fmt;

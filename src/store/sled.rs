@@ -16,11 +16,17 @@
 //! - A descending iterator looks for the leaf before the one that begins at `X c` by the key
 //!   `X c-1 ff ff ff ff`, and panics if that leaf begins behind it, as times just before 1970 do.
 //!   Keys are stored with a zero byte behind every `ff`, so that none has two of them in a row.
+//! - It writes every value several times. Values of some length go to a file of our own (see
+//!   `values.rs`); only archives begun before there was that file have all values in sled.
 //! - Readers wait while a batch is applied, and `flush_async` can starve its own threads: one
 //!   thread of ours applies and syncs all batches.
 
+mod handle;
+mod writer;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -28,26 +34,38 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sled::{Db, IVec};
+use sled::Db;
 use tokio::sync::{mpsc, oneshot};
 
+use self::handle::Handle;
+use self::writer::{Files, Progress, Write};
 use super::folder::{
     lock, remove_unfinished_snapshots, sync_folder, wait_for_release, warn_of_blobs,
 };
 use super::reads::Reads;
+use super::values::{VALUE_BYTES_MIN, Values};
 use super::watermark::Watermark;
 use super::{
-    Batch, Change, Chunk, Direction, Durability, Poison, Row, Scan, Store, StoreOptions,
-    StoreStats, closed, panic, room,
+    Batch, Change, Chunk, Durability, Poison, Scan, Store, StoreOptions, StoreStats, closed, panic,
 };
 use crate::error::{Error, Reason, Result};
 
-/// Fixed for the life of an archive.
-const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
-
-/// The largest value, so that a leaf of 17 stays below a quarter of a segment.
+/// The largest value.
 const VALUE_BYTES_MAX: usize = 64 * 1024;
-const _: () = assert!(17 * VALUE_BYTES_MAX < SEGMENT_BYTES / 4);
+
+/// Fixed for the life of an archive, so that a leaf of 17 rows stays below a quarter of a segment.
+const SEGMENT_BYTES: usize = 2 * 1024 * 1024;
+const _: () = assert!(17 * (KEY_BYTES_MAX + VALUE_BYTES_MIN) < SEGMENT_BYTES / 4);
+
+/// The same for archives that have all values in sled.
+const SEGMENT_BYTES_OF_VALUES: usize = 8 * 1024 * 1024;
+const _: () = assert!(17 * (KEY_BYTES_MAX + VALUE_BYTES_MAX) < SEGMENT_BYTES_OF_VALUES / 4);
+
+/// No key is longer, stored.
+const KEY_BYTES_MAX: usize = 4096;
+
+/// What a block of a file's metadata counts.
+const BLOCK_BYTES: u64 = 512;
 
 /// Background writes: garbage collection depends on them, durability does not.
 const FLUSH_EVERY_MS: u64 = 500;
@@ -56,12 +74,9 @@ const FLUSH_EVERY_MS: u64 = 500;
 const WRITE_QUEUE_BATCHES: usize = 4;
 
 const DATA_FILE: &str = "db";
+const VALUES_FILE: &str = "values";
 const BLOB_FOLDER: &str = "blobs";
 const WATERMARK_FILE: &str = "SYNCED";
-
-/// The key of the count of batches. No row has it, nor does any scan come by: a stored key has a
-/// zero behind every `ff`.
-const COUNT_KEY: [u8; 2] = [0xff, 1];
 
 /// An archive in a folder.
 #[derive(Debug)]
@@ -69,7 +84,7 @@ pub struct SledStore {
     folder: PathBuf,
     open_micros: u64,
     /// Read for the moment of a clone only; empty after close.
-    db: RwLock<Option<Db>>,
+    db: RwLock<Option<Handle>>,
     writer: Mutex<Option<Writer>>,
     poison: Arc<Poison>,
     reads: Arc<Reads>,
@@ -81,12 +96,6 @@ struct Writer {
     thread: JoinHandle<Result<()>>,
     /// Held while the archive is open, so that no other process opens it.
     lock: File,
-}
-
-struct Write {
-    batch: Batch,
-    durability: Durability,
-    done: oneshot::Sender<Result<()>>,
 }
 
 impl SledStore {
@@ -107,7 +116,9 @@ impl SledStore {
         fs::create_dir_all(folder).map_err(|error| failed("create", error))?;
         let lock = lock(folder)?;
         remove_unfinished_snapshots(folder).map_err(|error| failed("clean up", error))?;
-        let db = open_guarded(folder, options)?;
+        let (values, segment_bytes) =
+            open_values(folder).map_err(|error| failed("open the file of values of", error))?;
+        let db = open_guarded(folder, options, segment_bytes)?;
         let data = OpenOptions::new()
             .write(true)
             .open(folder.join(DATA_FILE))
@@ -115,7 +126,7 @@ impl SledStore {
         sync_folder(folder).map_err(|error| failed("sync", error))?;
         warn_of_blobs(&folder.join(BLOB_FOLDER));
 
-        let count = stored_count(&db)?;
+        let Progress { count, end } = Progress::of(&db)?;
         let (watermark, synced) = Watermark::open(&folder.join(WATERMARK_FILE))
             .map_err(|error| failed("open the count of batches of", error))?;
         if synced > count {
@@ -125,6 +136,16 @@ impl SledStore {
             }
             tracing::warn!(%error, "going on with what is left");
         }
+        if let Some(values) = &values {
+            let bytes = values.file().metadata();
+            let bytes = bytes.map_err(|error| failed("open the file of values of", error))?;
+            if bytes.len() < end && !options.accept_loss {
+                return Err(lost_values(folder, end - bytes.len()));
+            }
+            values
+                .cut(end)
+                .map_err(|error| failed("clean up the file of values of", error))?;
+        }
         watermark
             .set(count)
             .and_then(|()| watermark.sync())
@@ -132,19 +153,22 @@ impl SledStore {
         let files = Files {
             folder: folder.to_owned(),
             data,
+            values: values.clone(),
             watermark,
         };
+        let progress = Progress { count, end };
+        let handle = Handle { db, values };
 
         let poison = Arc::new(Poison::default());
         let reads = Arc::new(Reads::default());
         let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
         let thread = {
-            let (db, poison) = (db.clone(), Arc::clone(&poison));
+            let (handle, poison) = (handle.clone(), Arc::clone(&poison));
             let reads = Arc::clone(&reads);
             std::thread::Builder::new()
                 .name("sled-writer".into())
                 .spawn(move || {
-                    let run = || run_writer(&db, &files, count, writes, &poison, &reads);
+                    let run = || writer::run(&handle, &files, progress, writes, &poison, &reads);
                     panic::caught(run).unwrap_or_else(|_| Err(panicked(&files.folder)))
                 })
                 .map_err(|error| failed("start the writer thread of", error))?
@@ -152,7 +176,7 @@ impl SledStore {
         Ok(Self {
             folder: folder.to_owned(),
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-            db: RwLock::new(Some(db)),
+            db: RwLock::new(Some(handle)),
             writer: Mutex::new(Some(Writer {
                 queue,
                 thread,
@@ -167,15 +191,15 @@ impl SledStore {
     async fn read<T: Send + 'static>(
         &self,
         rows_max: usize,
-        read: impl FnOnce(&Db) -> Result<T> + Send + 'static,
+        read: impl FnOnce(&Handle) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let db = self
+        let handle = self
             .db
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        let db = db.ok_or_else(closed)?;
-        self.reads.run(rows_max, move || read(&db)).await
+        let handle = handle.ok_or_else(closed)?;
+        self.reads.run(rows_max, move || read(&handle)).await
     }
 }
 
@@ -186,18 +210,14 @@ impl Store for SledStore {
     }
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
-        self.read(keys.len(), move |db| {
-            let get = |key: &Vec<u8>| db.get(stored_key(key)).map_err(read_failed);
-            keys.iter()
-                .map(|key| Ok(get(key)?.map(|value| bytes(&value))))
-                .collect()
-        })
-        .await
+        let rows_max = keys.len();
+        let get_all = move |handle: &Handle| keys.iter().map(|key| handle.get(key)).collect();
+        self.read(rows_max, get_all).await
     }
 
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
         let rows_max = scans.iter().map(|scan| scan.rows_max).sum();
-        let scan_all = move |db: &Db| scans.iter().map(|scan| scan_one(db, scan)).collect();
+        let scan_all = move |handle: &Handle| scans.iter().map(|scan| handle.scan(scan)).collect();
         self.read(rows_max, scan_all).await
     }
 
@@ -226,8 +246,12 @@ impl Store for SledStore {
 
     async fn stats(&self) -> Result<StoreStats> {
         let open_micros = self.open_micros;
-        self.read(usize::MAX, move |db| {
-            let disk_bytes = db.size_on_disk().map_err(read_failed)?;
+        self.read(usize::MAX, move |handle| {
+            let mut disk_bytes = handle.db.size_on_disk().map_err(read_failed)?;
+            if let Some(values) = &handle.values {
+                let values = values.file().metadata().map_err(values_failed)?;
+                disk_bytes += values.blocks() * BLOCK_BYTES;
+            }
             Ok(StoreStats {
                 disk_bytes,
                 open_micros,
@@ -251,7 +275,7 @@ impl Store for SledStore {
             return Ok(());
         };
         drop(queue);
-        let db = self
+        let handle = self
             .db
             .write()
             .unwrap_or_else(PoisonError::into_inner)
@@ -261,7 +285,7 @@ impl Store for SledStore {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
             let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
             // A database that cannot write any more panics when it is dropped.
-            let result = result.and(panic::caught(|| drop(db)).map_err(|_| panicked(&folder)));
+            let result = result.and(panic::caught(|| drop(handle)).map_err(|_| panicked(&folder)));
             wait_for_release(&folder.join(DATA_FILE));
             drop(lock);
             result
@@ -287,88 +311,6 @@ fn panicked(folder: &Path) -> Error {
     )
 }
 
-/// What is written and synced beside sled's own handles.
-struct Files {
-    folder: PathBuf,
-    data: File,
-    watermark: Watermark,
-}
-
-/// Applies batches in order until the queue closes, then syncs what is left.
-fn run_writer(
-    db: &Db,
-    files: &Files,
-    mut count: u64,
-    mut writes: mpsc::Receiver<Write>,
-    poison: &Poison,
-    reads: &Reads,
-) -> Result<()> {
-    while let Some(Write {
-        batch,
-        durability,
-        done,
-    }) = writes.blocking_recv()
-    {
-        let bytes = batch.changes().iter().map(change_bytes).sum();
-        let room = || room::check(&files.folder, &files.data, bytes);
-        let result = poison.check().and_then(|()| room()).and_then(|()| {
-            count += 1;
-            apply(db, files, count, batch, durability, reads).inspect_err(|error| {
-                tracing::error!(%error, "a write failed, the archive takes no more");
-                poison.set(error);
-            })
-        });
-        // The caller may have gone; the batch is applied all the same.
-        let _ = done.send(result);
-    }
-    poison.check()?;
-    sync(db, files, count)?;
-    files.watermark.sync().map_err(write_failed)
-}
-
-fn apply(
-    db: &Db,
-    files: &Files,
-    count: u64,
-    batch: Batch,
-    durability: Durability,
-    reads: &Reads,
-) -> Result<()> {
-    let mut changes = sled::Batch::default();
-    for change in batch.into_changes() {
-        match change {
-            Change::Put(key, value) => changes.insert(stored_key(&key), value),
-            Change::Remove(key) => changes.remove(stored_key(&key)),
-        }
-    }
-    changes.insert(&COUNT_KEY, &count.to_be_bytes());
-    reads
-        .applying(|| db.apply_batch(changes))
-        .map_err(write_failed)?;
-    match durability {
-        Durability::Buffered => Ok(()),
-        Durability::Synced => sync(db, files, count),
-    }
-}
-
-/// Hands everything to the operating system and then to the disk, and remembers that.
-fn sync(db: &Db, files: &Files, count: u64) -> Result<()> {
-    db.flush().map_err(write_failed)?;
-    files.data.sync_data().map_err(write_failed)?;
-    if let Err(error) = files.watermark.set(count) {
-        // The batch is safe; only a later loss would go unnoticed.
-        tracing::warn!(%error, "cannot write the count of synced batches");
-    }
-    Ok(())
-}
-
-/// How many batches the database holds.
-fn stored_count(db: &Db) -> Result<u64> {
-    let count = db.get(COUNT_KEY).map_err(read_failed)?;
-    let count = count.and_then(|count| count.as_ref().try_into().ok());
-    Ok(count.map_or(0, u64::from_be_bytes))
-}
-
 fn lost_batches(folder: &Path, count: u64) -> Error {
     let folder = folder.display().to_string();
     let what = format!(
@@ -379,66 +321,24 @@ fn lost_batches(folder: &Path, count: u64) -> Error {
     Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
 }
 
-fn scan_one(db: &Db, scan: &Scan) -> Result<Chunk> {
-    if scan.range.is_empty() {
-        return Ok(Chunk {
-            rows: Vec::new(),
-            exhausted: true,
-        });
-    }
-    let rows = db.range(stored_key(&scan.range.start)..stored_key(&scan.range.end));
-    let row = |row: sled::Result<(IVec, IVec)>| {
-        let (key, value) = row.map_err(read_failed)?;
-        Ok(Row {
-            key: original_key(&key),
-            value: bytes(&value),
-        })
-    };
-    match scan.direction {
-        Direction::Ascending => Chunk::collect(scan, rows.map(row)),
-        Direction::Descending => Chunk::collect(scan, rows.rev().map(row)),
-    }
+fn lost_values(folder: &Path, bytes: u64) -> Error {
+    let folder = folder.display().to_string();
+    let what = format!(
+        "the archive {folder} has lost the last {bytes} bytes of its values, because its file was \
+         cut; restore a backup into a new folder, or go on with what is left after `pressmark \
+         verify --repair --archive {folder}`"
+    );
+    Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
 }
 
-/// The byte that never stands twice in a row in a stored key, and what is put behind it.
-const STUFFED: u8 = 0xff;
-const STUFFING: u8 = 0;
-
-/// A key as sled holds it. Keeps the order of keys, whole ranges of them included.
-fn stored_key(key: &[u8]) -> Vec<u8> {
-    let mut stored = Vec::with_capacity(key.len() + 1);
-    for byte in key {
-        stored.push(*byte);
-        if *byte == STUFFED {
-            stored.push(STUFFING);
-        }
+/// Opens the file of values, unless the archive has them all in sled, and tells the size of sled's
+/// segments.
+fn open_values(folder: &Path) -> io::Result<(Option<Arc<Values>>, usize)> {
+    let path = folder.join(VALUES_FILE);
+    if folder.join(DATA_FILE).exists() && !path.exists() {
+        return Ok((None, SEGMENT_BYTES_OF_VALUES));
     }
-    stored
-}
-
-/// The inverse of [`stored_key`].
-fn original_key(stored: &[u8]) -> Bytes {
-    let mut bytes = stored.iter().copied();
-    let mut key = Vec::with_capacity(stored.len());
-    while let Some(byte) = bytes.next() {
-        key.push(byte);
-        if byte == STUFFED {
-            bytes.next();
-        }
-    }
-    key.into()
-}
-
-fn bytes(value: &IVec) -> Bytes {
-    Bytes::copy_from_slice(value)
-}
-
-/// Bytes that a change brings.
-fn change_bytes(change: &Change) -> usize {
-    match change {
-        Change::Put(key, value) => key.len() + value.len(),
-        Change::Remove(key) => key.len(),
-    }
+    Ok((Some(Arc::new(Values::open(&path)?)), SEGMENT_BYTES))
 }
 
 fn value_bytes(change: &Change) -> usize {
@@ -458,14 +358,24 @@ fn read_failed(error: sled::Error) -> Error {
     Error::new(reason, "sled cannot read its files").with_source(error)
 }
 
+fn values_failed(error: io::Error) -> Error {
+    let is_cut = error.kind() == io::ErrorKind::UnexpectedEof;
+    let reason = if is_cut {
+        Reason::StoreDamaged
+    } else {
+        Reason::StoreFailed
+    };
+    Error::new(reason, "cannot read the file of values").with_source(error)
+}
+
 fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::new(Reason::StoreFailed, "cannot write to disk").with_source(error)
 }
 
-fn open_guarded(folder: &Path, options: StoreOptions) -> Result<Db> {
+fn open_guarded(folder: &Path, options: StoreOptions, segment_bytes: usize) -> Result<Db> {
     let config = sled::Config::new()
         .path(folder)
-        .segment_size(SEGMENT_BYTES)
+        .segment_size(segment_bytes)
         .cache_capacity(options.cache_bytes)
         .flush_every_ms(Some(FLUSH_EVERY_MS));
     let damaged = || {

@@ -5,13 +5,14 @@ use std::os::unix::fs::FileExt;
 
 use pressmark::article::{Article, ArticleFields};
 use pressmark::error::{Kind, Reason};
+use pressmark::key;
 use pressmark::store::Durability::{Buffered, Synced};
 use pressmark::store::{self, Batch, Direction, Locator, Scan, StoreOptions};
 use tempfile::TempDir;
 
 use crate::store::{batch, bytes, get};
 use crate::support::{
-    Engine, TestArchive, TestResult, check_error, copy_folder, fields, noise, small_cache,
+    Engine, TestArchive, TestResult, check_error, copy_folder, fields, noise, small_cache, time,
 };
 
 #[tokio::test]
@@ -256,6 +257,60 @@ async fn lost_batches_are_noticed() -> TestResult {
     Ok(store.close().await?)
 }
 
+/// What was deleted cannot be dug out of the files.
+#[tokio::test]
+async fn a_deleted_text_is_gone_from_the_disk() -> TestResult {
+    let archive = TestArchive::open(Engine::Sled).await;
+    let long = |n| ArticleFields {
+        body: noise(n, 50_000),
+        ..fields(n)
+    };
+    let puts = archive.put_all((1..=3).map(long)).await;
+    let keys = puts.iter().map(|put| key::log(put.sequence)).collect();
+    let rows = archive.store().get_many(keys).await?;
+    let holds = |row: &Option<bytes::Bytes>| -> bool {
+        let row = row.as_ref().unwrap();
+        let part = &row[row.len() / 2..][..64];
+        let files = fs::read_dir(archive.folder().join("archive")).unwrap();
+        let mut files = files
+            .map(|file| file.unwrap().path())
+            .filter(|path| path.is_file());
+        files.any(|path| {
+            let bytes = fs::read(path).unwrap();
+            bytes.windows(part.len()).any(|some| some == part)
+        })
+    };
+    assert!(rows.iter().all(holds), "all are there");
+    archive.delete(puts[1].id, "unwanted", time(1)).await?;
+    let left: Vec<bool> = rows.iter().map(holds).collect();
+    assert_eq!(left, [true, false, true]);
+    archive.finish().await
+}
+
+/// A file of values that ends too early is no crash's work either.
+#[tokio::test]
+async fn values_that_are_cut_off_are_noticed() -> TestResult {
+    let archive = TestArchive::open(Engine::Sled).await;
+    let long = |n| ArticleFields {
+        body: noise(n, 5000),
+        ..fields(n)
+    };
+    archive.put_all((1..=9).map(long)).await;
+    let kept = archive.close_and_keep().await?;
+    let path = kept.path().join("archive/values");
+    let values = fs::OpenOptions::new().write(true).open(&path)?;
+    let size = values.metadata()?.len();
+    values.set_len(size - 1)?;
+    let error = Engine::Sled.open(kept.path()).await.unwrap_err();
+    assert_eq!(error.reason(), Reason::ArchiveDamaged, "{error}");
+    assert!(error.message().contains("1 bytes"), "{error}");
+    // What a crash leaves behind the last batch is dropped.
+    values.set_len(size + 4000)?;
+    let store = Engine::Sled.open(kept.path()).await?;
+    assert_eq!(fs::metadata(&path)?.len(), size);
+    Ok(store.close().await?)
+}
+
 /// The disk goes bad under an open archive: every read is right or says that data is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_goes_bad_gives_no_wrong_article() -> TestResult {
@@ -267,12 +322,13 @@ async fn a_disk_that_goes_bad_gives_no_wrong_article() -> TestResult {
     let puts = archive.put_all((1..=600).map(long)).await;
     // Opened anew, it has nothing in its cache, which is smaller than the archive besides.
     let archive = archive.reopen().await;
-    let data = fs::OpenOptions::new()
-        .write(true)
-        .open(archive.folder().join("archive/db"))?;
-    let size = data.metadata()?.len();
-    for at in (0..size).step_by(1_500_007) {
-        data.write_all_at(b"rust", at)?;
+    for file in ["archive/db", "archive/values"] {
+        let data = fs::OpenOptions::new()
+            .write(true)
+            .open(archive.folder().join(file))?;
+        for at in (0..data.metadata()?.len()).step_by(1_500_007) {
+            data.write_all_at(b"rust", at)?;
+        }
     }
     let (mut right, mut lost) = (0, 0);
     for (n, put) in (1..).zip(&puts) {

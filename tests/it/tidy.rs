@@ -40,7 +40,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "sled::",
-        &["src/store/sled.rs", "src/store/mod.rs"],
+        &["src/store/sled", "src/store/mod.rs"],
         "only the engine file names its engine",
     ),
     (

@@ -21,6 +21,9 @@ use crate::support::{Engine, TestArchive, TestResult, article, copy_folder, fiel
 /// Seconds after which a command is taken to hang.
 const SECONDS_MAX: &str = "60";
 
+/// The files that hold articles: sled's, and that of the values.
+const FILES: [&str; 2] = ["db", "values"];
+
 /// How an archive was left: sled reads a log differently before and after it was opened once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
@@ -82,12 +85,12 @@ impl Subject {
         self.folder.path().join(name)
     }
 
-    /// A copy of the archive whose database file is changed.
-    fn torn(&self, tear: impl FnOnce(&mut Vec<u8>)) -> TempDir {
+    /// A copy of the archive of which one file is changed.
+    fn torn(&self, file: &str, tear: impl FnOnce(&mut Vec<u8>)) -> TempDir {
         let copy = tempfile::tempdir().unwrap();
         let folder = copy.path().join("archive");
         copy_folder(&self.path("archive"), &folder).unwrap();
-        let data = folder.join("db");
+        let data = folder.join(file);
         let mut bytes = std::fs::read(&data).unwrap();
         tear(&mut bytes);
         std::fs::write(&data, bytes).unwrap();
@@ -191,8 +194,9 @@ async fn tear(
         let mut counts = Counts::default();
         for _ in 0..(tears + number) / ways.len() {
             let mut what = String::new();
-            let copy = subject.torn(|bytes| what = change(&mut random, bytes));
-            counts.count(&subject, copy.path(), &format!("{left:?}, {what}"));
+            let file = FILES[random.random_range(0..FILES.len())];
+            let copy = subject.torn(file, |bytes| what = change(&mut random, bytes));
+            counts.count(&subject, copy.path(), &format!("{left:?}, {file} {what}"));
         }
         println!("{name}, {left:?}: {counts:?}, 0 lost in silence, 0 panics seen");
     }
