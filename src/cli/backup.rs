@@ -35,8 +35,9 @@ pub(super) async fn run(
     json: bool,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let from_sequence = match args.after {
-        Some(older) => Chain::read(&[older])?.last() + 1,
+    let older = args.after.map(|older| Chain::read(&[older])).transpose()?;
+    let from_sequence = match &older {
+        Some(older) => older.last() + 1,
         None => args.from_sequence,
     };
     let request = proto::BackupArchiveRequest { from_sequence };
@@ -66,6 +67,9 @@ pub(super) async fn run(
         .map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)?;
     let (trailer, bytes) = prove(&unfinished)?;
+    if let Some(older) = &older {
+        older.check_next(&unfinished)?;
+    }
     let folder = args.file.parent().filter(|folder| *folder != Path::new(""));
     fs::rename(&unfinished, &args.file)
         .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())

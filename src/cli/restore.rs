@@ -41,6 +41,12 @@ pub(super) async fn run(
             chain.last()
         ));
     }
+    if chain.unproved_bytes() > 0 {
+        complain(&format!(
+            "it is damaged behind that; {} bytes of it cannot be proved and are left out",
+            chain.unproved_bytes()
+        ));
+    }
     let store = store::open(&locator, shared.store_options()).await?;
     let (archive, guard) = Archive::open_to_restore(store, Limits::default()).await?;
     let restored = archive.restore(&chain).await;
@@ -69,5 +75,8 @@ pub(super) async fn run(
             summary.restored_count, summary.present_count, summary.last
         )?;
     }
-    Ok(Outcome::Done)
+    Ok(match chain.unproved_bytes() {
+        0 => Outcome::Done,
+        _ => Outcome::Found,
+    })
 }

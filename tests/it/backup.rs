@@ -432,7 +432,8 @@ async fn backups_of_another_history_are_refused() -> TestResult {
     let next = archive.committed() + 1;
 
     // The same archive went two ways.
-    let (copy, _guard) = restored(Arc::new(MemoryStore::new()), &base.chain()?).await;
+    let store = Arc::new(MemoryStore::new());
+    let (copy, _guard) = restored(store.clone(), &base.chain()?).await;
     copy.put(prepared(&article(90))).await?;
     archive.put_fields(fields(91)).await;
     archive.put_fields(fields(92)).await;
@@ -442,6 +443,23 @@ async fn backups_of_another_history_are_refused() -> TestResult {
     let whole = Files::of(&[bytes_from(&archive, 1).await?]);
     let refused = copy.restore(&whole.chain()?).await;
     check_error(refused, Reason::BackupMismatch, &["another one here"]);
+    // They have done it no harm.
+    Archive::open(store, Limits::default()).await?;
+    let increment = &Files::of(&[bytes_from(&copy, next).await?]);
+    let both = [base.paths.clone(), later.paths.clone()].concat();
+    check_error(Chain::read(&both), Reason::BackupMismatch, &["begins at"]);
+    let other_way = &Files::of(&[bytes_from(&archive, next + 1).await?]);
+    let both = [
+        base.paths.clone(),
+        increment.paths.clone(),
+        other_way.paths.clone(),
+    ]
+    .concat();
+    check_error(
+        Chain::read(&both),
+        Reason::BackupMismatch,
+        &["different ways"],
+    );
 
     // Another archive.
     let (other, _) = filled(Engine::Memory).await;
@@ -458,6 +476,70 @@ async fn backups_of_another_history_are_refused() -> TestResult {
         &["from_sequence"],
     );
     other.finish().await?;
+    archive.finish().await
+}
+
+/// A record rots after a backup, is set aside, healed and deleted: the chain restores to the same.
+#[tokio::test]
+async fn a_chain_across_a_heal_restores_each_article_once() -> TestResult {
+    let archive = TestArchive::open(Engine::Memory).await;
+    archive.put_all((1..=6).map(fields)).await;
+    let base = bytes_from(&archive, 1).await?;
+    for n in [2_u64, 4] {
+        write(&archive, [Change::Remove(key::log(n))]).await;
+    }
+    archive.repair(time(5)).await?;
+    archive.put_all([fields(2), fields(4)]).await;
+    let healed = bytes_from(&archive, 7).await?;
+    let after_heal = archive.committed();
+    let deleted = article(4).id();
+    archive.delete(deleted, "unwanted", time(6)).await?;
+    let last = bytes_from(&archive, after_heal + 1).await?;
+    let late = bytes_from(&archive, 7).await?;
+    for chain in [vec![base.clone(), healed, last], vec![base, late]] {
+        let files = Files::of(&chain);
+        let (copy, guard) = restored(Arc::new(MemoryStore::new()), &files.chain()?).await;
+        check_same_articles(&archive, &copy, &[deleted]).await;
+        let found: Vec<String> = everything(&copy)
+            .await
+            .iter()
+            .map(|a| a.article.title().to_owned())
+            .collect();
+        assert_eq!(found.len(), 5, "{found:?}");
+        crate::server::check(&copy).await;
+        drop(copy);
+        guard.close().await?;
+    }
+    archive.finish().await
+}
+
+/// What a follower has not finished: damage in the middle is told, and a file without a header is
+/// in nobody's way.
+#[tokio::test]
+async fn an_unfinished_backup_counts_up_to_its_first_damage() -> TestResult {
+    let archive = TestArchive::open(Engine::Memory).await;
+    archive.put_all((1..=400).map(fields)).await;
+    let whole = bytes_from(&archive, 1).await?;
+    let folder = tempfile::tempdir()?;
+    let part = folder.path().join("1.part");
+    let trailer_bytes = 80;
+    std::fs::write(&part, &whole[..whole.len() - trailer_bytes])?;
+    let paths = [folder.path().to_owned()];
+    assert_eq!(
+        Chain::read(&paths)?.unproved_bytes(),
+        0,
+        "it just ends early"
+    );
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 3] ^= 1;
+    std::fs::write(&part, &damaged)?;
+    let chain = Chain::read(&paths)?;
+    assert!(chain.last() < 400);
+    assert!(chain.unproved_bytes() > 0, "something follows the damage");
+    std::fs::write(folder.path().join("1.pmb"), &whole)?;
+    std::fs::remove_file(&part)?;
+    std::fs::write(folder.path().join("2.part"), &whole[..20])?;
+    assert_eq!(Chain::read(&paths)?.last(), 400);
     archive.finish().await
 }
 

@@ -114,6 +114,12 @@ impl<R: Read> Decoder<R> {
         self.progress.bytes
     }
 
+    /// Whether nothing follows what was read, be it whole or not. Uses up the input.
+    pub(super) fn is_at_end(&mut self) -> bool {
+        let mut more = [0];
+        matches!(read_full(&mut self.input, &mut more), Ok(0))
+    }
+
     /// Whether the trailer was read.
     #[must_use]
     pub fn is_finished(&self) -> bool {

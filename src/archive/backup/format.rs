@@ -40,7 +40,7 @@ pub(super) const CHECKSUM_BYTES: usize = 16;
 pub(super) const FRAME_HEAD_BYTES: usize = 1 + 4 + CHECKSUM_BYTES;
 
 pub(super) const ARCHIVE_ID_BYTES: usize = 16;
-const HEADER_BYTES: usize = ARCHIVE_ID_BYTES + 8 + HASH_BYTES;
+pub(super) const HEADER_BYTES: usize = ARCHIVE_ID_BYTES + 8 + HASH_BYTES;
 const TRAILER_BYTES: usize = 8 + 8 + HASH_BYTES;
 const ENTRY_HEAD_BYTES: usize = 8 + 1 + 8 + 4 + HASH_BYTES + 4;
 const _: () = assert!(ENTRY_HEAD_BYTES == 57 && HEADER_BYTES == 56 && TRAILER_BYTES == 48);

@@ -17,7 +17,7 @@ pub(super) use self::follow::FollowState;
 pub use self::follow::{BackupStatus, Follower};
 pub use self::format::{ArchiveId, Encoder, Entry, Header, Trailer};
 pub use self::restore::{Chain, RestoreSummary};
-pub(super) use self::restore::{RestoreStep, Restored};
+pub(super) use self::restore::{RestoreStep, Restored, may_be_same};
 use super::Archive;
 use super::walk::{LogWalk, Pace, RawRecord};
 use crate::article::ContentHash;

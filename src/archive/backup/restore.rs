@@ -10,10 +10,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::decode::Decoder;
 use super::follow::{PART_ENDING, SEGMENT_ENDING};
-use super::format::{ArchiveId, Entry, Header};
+use super::format::{ArchiveId, Entry, FRAME_HEAD_BYTES, HEADER_BYTES, Header, PREFIX_BYTES};
 use crate::archive::job::{Job, Prepared};
 use crate::archive::open::Purpose;
 use crate::archive::{Archive, Guard, Limits, writer_ended};
+use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, meta};
 use crate::record::{self, Content, Record};
@@ -28,6 +29,10 @@ struct Link {
     path: PathBuf,
     header: Header,
     last: Sequence,
+    /// The id at its end, or before its beginning if it holds nothing.
+    last_id: ContentHash,
+    /// Bytes behind the last proved frame of an unfinished backup, if they do not just end early.
+    unproved_bytes: u64,
     /// Whether it has its trailer.
     is_finished: bool,
 }
@@ -51,6 +56,9 @@ impl Chain {
         let mut links: Vec<Link> = Vec::new();
         for path in paths {
             for (path, may_be_unfinished) in files(path)? {
+                if may_be_unfinished && is_empty(&path)? {
+                    continue;
+                }
                 let link = Link::read(path, may_be_unfinished)?;
                 if let Some(before) = links.last() {
                     link.follows(before)?;
@@ -88,6 +96,21 @@ impl Chain {
         unfinished.map(|link| link.path.as_path())
     }
 
+    /// Bytes of the unfinished file that are behind damage, so that nothing of them can be proved.
+    #[must_use]
+    pub fn unproved_bytes(&self) -> u64 {
+        self.links.iter().map(|link| link.unproved_bytes).sum()
+    }
+
+    /// Checks that a backup which begins where this chain ends is of the same archive.
+    ///
+    /// # Errors
+    /// `BackupMismatch`.
+    pub fn check_next(&self, file: &Path) -> Result<()> {
+        let next = Link::read(file.to_owned(), false)?;
+        self.links.last().map_or(Ok(()), |last| next.follows(last))
+    }
+
     /// Gives the records to a function, frame by frame. Blocks. Ends early if the function says so.
     ///
     /// # Errors
@@ -111,24 +134,36 @@ impl Chain {
 impl Link {
     fn read(path: PathBuf, may_be_unfinished: bool) -> Result<Self> {
         let mut decoder = open(&path)?;
+        let mut last_id = decoder.header().before;
+        let mut unproved_bytes = 0;
         loop {
             match decoder.next_entries() {
-                Ok(Some(_)) => {}
+                Ok(Some(entries)) => {
+                    last_id = entries.last().map_or(last_id, |entry| entry.record.id);
+                }
                 Ok(None) => break,
-                Err(error) if may_be_unfinished && error.reason() == Reason::BackupDamaged => break,
+                Err(error) if may_be_unfinished && error.reason() == Reason::BackupDamaged => {
+                    if !decoder.is_at_end() {
+                        let size =
+                            fs::metadata(&path).map_err(|error| cannot_read(&path, error))?;
+                        unproved_bytes = size.len().saturating_sub(decoder.bytes());
+                    }
+                    break;
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(Self {
             header: *decoder.header(),
             last: decoder.trailer().last,
+            last_id,
+            unproved_bytes,
             is_finished: decoder.is_finished(),
             path,
         })
     }
 
-    /// Whether it goes on where another one ends. The ids at the seam are compared when it is
-    /// restored.
+    /// Whether it goes on where another one ends.
     fn follows(&self, before: &Self) -> Result<()> {
         let (file, other) = (self.path.display(), before.path.display());
         let what = if self.header.archive_id != before.header.archive_id {
@@ -138,11 +173,28 @@ impl Link {
                 "{file} begins at sequence {}, but {other} ends at {}; name the backups in order",
                 self.header.first, before.last
             )
+        } else if !may_be_same(self.header.before, before.last_id) {
+            format!(
+                "{file} goes on behind article {}, but {other} ends with {}; their archive has gone \
+                 different ways",
+                self.header.before, before.last_id
+            )
         } else {
             return Ok(());
         };
         Err(Error::new(Reason::BackupMismatch, what).with_resource(file.to_string()))
     }
+}
+
+/// Whether an unfinished backup was begun and not even its header has come to the disk.
+fn is_empty(path: &Path) -> Result<bool> {
+    let size = fs::metadata(path).map_err(|error| cannot_read(path, error))?;
+    let header_end = PREFIX_BYTES + FRAME_HEAD_BYTES + HEADER_BYTES;
+    let is_empty = usize::try_from(size.len()).is_ok_and(|bytes| bytes < header_end);
+    if is_empty {
+        tracing::warn!(file = %path.display(), "passing by an unfinished backup without a header");
+    }
+    Ok(is_empty)
 }
 
 fn open(path: &Path) -> Result<Decoder<BufReader<File>>> {
@@ -238,13 +290,10 @@ impl Archive {
         self.check_seam(&header).await?;
         self.check_end(last).await?;
         let mut summary = RestoreSummary::default();
-        if last > self.committed() {
-            self.step(RestoreStep::Begin {
-                archive_id: header.archive_id,
-                last,
-            })
-            .await?;
-        }
+        let mut begin = Some(RestoreStep::Begin {
+            archive_id: header.archive_id,
+            last,
+        });
         let (frames, mut read) = mpsc::channel(FRAMES_AHEAD);
         let reading = {
             let chain = chain.clone();
@@ -253,7 +302,8 @@ impl Archive {
             })
         };
         while let Some(entries) = read.recv().await {
-            self.restore_entries(entries, &mut summary).await?;
+            self.restore_entries(entries, &mut begin, &mut summary)
+                .await?;
         }
         let reading = reading.await;
         reading.map_err(|panic| {
@@ -282,7 +332,7 @@ impl Archive {
             ));
         }
         let found = self.id_at(header.first - 1).await?;
-        if found != header.before {
+        if !may_be_same(found, header.before) {
             return mismatch(format!(
                 "record {} is of article {found} here, and of {} in the archive that the backup is \
                  of; the two have gone different ways",
@@ -312,11 +362,17 @@ impl Archive {
     async fn restore_entries(
         &self,
         mut entries: Vec<Entry>,
+        begin: &mut Option<RestoreStep>,
         summary: &mut RestoreSummary,
     ) -> Result<()> {
         let committed = self.committed();
         let new = entries.split_off(entries.partition_point(|entry| entry.sequence <= committed));
         self.compare(&entries).await?;
+        // All that is there already was compared by now. Until then the archive stays as it is, so
+        // that backups of another history do it no harm.
+        if let Some(begin) = begin.take_if(|_| !new.is_empty()) {
+            self.step(begin).await?;
+        }
         summary.present_count += u64::try_from(entries.len()).unwrap_or(u64::MAX);
         summary.restored_count += u64::try_from(new.len()).unwrap_or(u64::MAX);
         let mut step = Vec::new();
@@ -356,11 +412,7 @@ impl Archive {
         for (entry, head) in entries.iter().zip(heads) {
             let sequence = entry.sequence;
             let id = head.and_then(|head| record::peek_id(sequence, &head).ok());
-            // A record that was set aside here or there may have lost its id.
-            let is_same = id == Some(entry.record.id)
-                || id == Some(record::UNKNOWN_ID)
-                || entry.record.id == record::UNKNOWN_ID;
-            if !is_same {
+            if !id.is_some_and(|id| may_be_same(id, entry.record.id)) {
                 let what = format!(
                     "record {sequence} is of article {} in the backup, and of another one here",
                     entry.record.id
@@ -376,6 +428,11 @@ impl Archive {
         self.send(Job::Restore(step, done)).await?;
         result.await.map_err(|_| writer_ended())?
     }
+}
+
+/// Whether two records can be of one article: one that was set aside may have lost its id.
+pub(in crate::archive) fn may_be_same(one: ContentHash, other: ContentHash) -> bool {
+    one == other || [one, other].contains(&record::UNKNOWN_ID)
 }
 
 fn prepare(entry: Entry) -> Result<Restored> {

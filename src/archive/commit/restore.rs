@@ -2,13 +2,18 @@
 
 use std::collections::HashMap;
 
-use super::super::backup::{RestoreStep, Restored};
+use super::super::backup::{RestoreStep, Restored, may_be_same};
 use super::super::reader::Reader;
 use super::{Plan, Writer, put_rows};
+use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, Sequence, meta};
 use crate::record::{self, Content, EntryState, HashEntry, Record, UNKNOWN_ID};
 use crate::store::{Batch, Durability};
+
+/// Why an article is not at the place that an older backup had it at.
+const SET_ASIDE_SINCE: &str =
+    "record was set aside after a backup was taken, and stored again later";
 
 impl Writer {
     /// Does one step of a restore.
@@ -34,6 +39,9 @@ impl Writer {
                         Restored::Other(record) => return self.restore_other(*record).await,
                     }
                 }
+                for article in &articles {
+                    self.displace(article.id()).await?;
+                }
                 let known = self.known(&articles).await?;
                 let mut plan = Plan::new(self.figures, known.sources);
                 for article in articles {
@@ -51,6 +59,9 @@ impl Writer {
 
     /// Writes a record that is no article at the next sequence.
     async fn restore_other(&mut self, record: Record) -> Result<()> {
+        if matches!(record.content, Content::Tombstone { .. }) {
+            self.displace(record.id).await?;
+        }
         let mut plan = Plan::new(self.figures, HashMap::new());
         let sequence = plan.take_sequence()?;
         let Record {
@@ -60,6 +71,7 @@ impl Writer {
         } = record;
         match content {
             Content::Deletion { article, reason } => {
+                self.check_deleted(article, id).await?;
                 let [deletion, tombstone] =
                     record::encode_delete(id, archived_at, &reason, article, sequence)?;
                 put_rows(&mut plan.batch, sequence, deletion)?;
@@ -97,6 +109,44 @@ impl Writer {
         self.write(plan).await
     }
 
+    /// Sets aside what is stored of an article that comes again at a later sequence: in the archive
+    /// that the backups are of, its record was damaged, set aside and healed between two of them.
+    async fn displace(&mut self, id: ContentHash) -> Result<()> {
+        let reader = Reader::new(&*self.store, &self.metrics);
+        let Some(entry) = reader.entry(&id).await? else {
+            return Ok(());
+        };
+        if entry.state != EntryState::Stored {
+            return Ok(());
+        }
+        let stored = reader.record(entry.sequence).await?;
+        let mut plan = Plan::new(self.figures, HashMap::new());
+        self.unwrite(&mut plan, entry.sequence).await?;
+        let rows = record::encode_quarantine(
+            id,
+            stored.archived_at,
+            EntryState::Quarantined,
+            SET_ASIDE_SINCE,
+        )?;
+        put_rows(&mut plan.batch, entry.sequence, rows)?;
+        put_entry(&mut plan, &id, entry.sequence, EntryState::Quarantined);
+        self.write(plan).await
+    }
+
+    /// Checks that a deletion means the article that is at its place.
+    async fn check_deleted(&self, article: Sequence, id: ContentHash) -> Result<()> {
+        let reader = Reader::new(&*self.store, &self.metrics);
+        let found = record::peek_id(article, &reader.head(article).await?)?;
+        if may_be_same(found, id) {
+            return Ok(());
+        }
+        let what = format!(
+            "the backup deletes article {id} at sequence {article}, where {found} is; the two have \
+             gone different ways"
+        );
+        Err(Error::new(Reason::BackupMismatch, what))
+    }
+
     /// Takes away what the article at a sequence has. Returns whether a tombstone has to take its
     /// place, which is there already if the backup was taken after the delete.
     async fn unwrite(&self, plan: &mut Plan, article: Sequence) -> Result<bool> {
@@ -121,12 +171,7 @@ impl Writer {
     }
 }
 
-fn put_entry(
-    plan: &mut Plan,
-    id: &crate::article::ContentHash,
-    sequence: Sequence,
-    state: EntryState,
-) {
+fn put_entry(plan: &mut Plan, id: &ContentHash, sequence: Sequence, state: EntryState) {
     let entry = HashEntry { sequence, state };
     plan.batch.put(key::hash(id), entry.encode());
 }
