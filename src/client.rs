@@ -65,11 +65,7 @@ impl Client {
                 Self::serve(Archive::open(store, Limits::default()).await?).await
             }
             Target::DamagedArchive(locator, options) => {
-                let options = StoreOptions {
-                    accept_loss: true,
-                    ..*options
-                };
-                let store = store::open(locator, options).await?;
+                let store = store::open(locator, *options).await?;
                 Self::serve(Archive::open_to_repair(store, Limits::default()).await?).await
             }
         }

@@ -207,6 +207,12 @@ pub fn quarantine(sequence: Sequence, row: u16) -> Vec<u8> {
     .concat()
 }
 
+/// All rows that are kept of a damaged record.
+#[must_use]
+pub fn quarantine_range(sequence: Sequence) -> Range<Vec<u8>> {
+    prefix_range(&[[TABLE_QUARANTINE].as_slice(), &sequence.to_be_bytes()].concat())
+}
+
 /// All rows of the records `first..=last`.
 #[must_use]
 pub fn log_range(first: Sequence, last: Sequence) -> Range<Vec<u8>> {

@@ -133,6 +133,7 @@ impl Writer {
         let mut in_group: HashMap<ContentHash, Sequence> = HashMap::new();
         let mut latest = known.latest;
         let mut puts = Vec::with_capacity(articles.len());
+        let mut healed = Vec::new();
         for (article, entry) in articles.into_iter().zip(known.entries) {
             let id = article.id();
             let stored = match entry.map(|entry| (entry.state, entry.sequence)) {
@@ -147,6 +148,7 @@ impl Writer {
                 known
             } else {
                 let url = article.facts.url;
+                healed.extend(entry.map(|entry| entry.sequence));
                 let sequence = plan.add(article)?;
                 in_group.insert(id, sequence);
                 let previous = url.and_then(|url| latest.insert(url, id));
@@ -160,6 +162,9 @@ impl Writer {
                 sequence,
                 outcome,
             });
+        }
+        for sequence in healed {
+            self.drop_quarantined(&mut plan, sequence).await?;
         }
         self.write(plan).await?;
         self.count(&puts);
@@ -242,6 +247,8 @@ impl Writer {
             let facts = IndexFacts::of(&article, job.id);
             self.unindex(&mut plan, &facts, entry.sequence, extent, &article)
                 .await?;
+        } else {
+            self.drop_quarantined(&mut plan, entry.sequence).await?;
         }
         if was_deleted {
             // What is left of a delete that lost both its records was counted as one.
@@ -257,6 +264,20 @@ impl Writer {
             deleted_at: job.now,
             reason: job.reason.clone(),
         })
+    }
+
+    /// Drops what was kept of a damaged record: its article is stored anew, or deleted.
+    async fn drop_quarantined(&self, plan: &mut Plan, sequence: Sequence) -> Result<()> {
+        let scan = Scan {
+            range: key::quarantine_range(sequence),
+            direction: Direction::Ascending,
+            rows_max: usize::from(u16::MAX),
+            bytes_max: usize::MAX,
+        };
+        let kept = self.store.scan_many(vec![scan]).await?;
+        let rows = kept.into_iter().flat_map(|chunk| chunk.rows);
+        rows.for_each(|row| plan.batch.remove(row.key.to_vec()));
+        Ok(())
     }
 
     /// Takes an article out of indexes and figures.

@@ -94,9 +94,17 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         ));
     }
     let totals = Totals::decode(totals.as_ref().ok_or_else(|| lost("totals"))?)?;
-    // It is needed by backups only, but one that is lost should be noticed before the next.
+    let figures = Figures { next, totals };
+    if store.get_many(vec![meta::archive_id()]).await? == [None] {
+        // Archives were begun without an id once. One that has lost its own gets a new one too, and
+        // its next backup is a whole one.
+        tracing::warn!("the archive has no id and gets one");
+        let batch = commit::first_batch(random_id()?, figures);
+        store.write(batch, Durability::Synced).await?;
+    }
+    // It is needed by backups only, but one that is damaged should be noticed before the next.
     read_id(store).await?;
-    Ok(Some(Figures { next, totals }))
+    Ok(Some(figures))
 }
 
 pub(super) async fn read_id(store: &dyn Store) -> Result<ArchiveId> {

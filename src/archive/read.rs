@@ -365,7 +365,7 @@ impl Archive {
         let scrub = self.reader().value(meta::scrub()).await?;
         let queue = &self.inner.queue;
         Ok(Stats {
-            last_scrub: scrub.map(|scrub| ScrubResult::decode(&scrub)).transpose()?,
+            last_scrub: scrub.and_then(|scrub| readable_scrub(&scrub)),
             totals,
             last_sequence: self.committed(),
             store: self.inner.store.stats().await?,
@@ -449,6 +449,15 @@ fn stored_article(id: &ContentHash, sequence: Sequence, record: Record) -> Resul
         | Content::Deletion { .. }
         | Content::Quarantine { .. } => Err(wrong_record(id, sequence)),
     }
+}
+
+/// How the last scrub went, unless that cannot be read: then it is as if there was none, and the
+/// next one writes it anew.
+fn readable_scrub(value: &[u8]) -> Option<ScrubResult> {
+    let result = ScrubResult::decode(value);
+    result
+        .inspect_err(|error| tracing::warn!(%error, "the result of the last scrub is damaged"))
+        .ok()
 }
 
 /// Damage that an article was read by, with the article named.

@@ -15,12 +15,17 @@ use crate::store::{Direction, Row, Scan, Store};
 const STEP_ROWS_MAX: usize = 256;
 const STEP_BYTES_MAX: usize = 1024 * 1024;
 
+/// What may be made up for after a stall.
+const BURST: Duration = Duration::from_secs(1);
+
 /// Holds a walk back, so that it can run beside load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     bytes_per_second_max: u64,
     started: Instant,
     bytes: u64,
+    /// Time that passed without being used.
+    slack: Duration,
 }
 
 impl Pace {
@@ -30,6 +35,7 @@ impl Pace {
             bytes_per_second_max,
             started: Instant::now(),
             bytes: 0,
+            slack: Duration::ZERO,
         }
     }
 
@@ -49,7 +55,10 @@ impl Pace {
             Some(millis) => Duration::from_millis(millis),
             None => Duration::ZERO,
         };
-        let ahead = due.saturating_sub(self.started.elapsed());
+        let elapsed = self.started.elapsed();
+        // What a stall held up is not made up for all at once.
+        self.slack = self.slack.max(elapsed.saturating_sub(due + BURST));
+        let ahead = (due + self.slack).saturating_sub(elapsed);
         if ahead > Duration::ZERO {
             tokio::time::sleep(ahead).await;
         } else {

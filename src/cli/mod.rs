@@ -111,8 +111,11 @@ impl Command {
     }
 
     /// Whether the command may open an archive whose figures are damaged.
-    fn repairs(&self) -> bool {
-        matches!(self, Self::Verify(args) if args.repair)
+    fn repairs(&self) -> Option<&verify::Args> {
+        let Self::Verify(args) = self else {
+            return None;
+        };
+        args.repair.then_some(args)
     }
 
     /// What is logged unless `PRESSMARK_LOG` says otherwise.
@@ -229,8 +232,12 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
         return restore::run(args, &shared, out).await;
     }
     let mut target = shared.target(command.begins_archive())?;
-    if let (Target::Archive(locator, options), true) = (&target, command.repairs()) {
-        target = Target::DamagedArchive(locator.clone(), *options);
+    if let (Target::Archive(locator, options), Some(verify)) = (&target, command.repairs()) {
+        let options = StoreOptions {
+            accept_loss: verify.accept_loss,
+            ..*options
+        };
+        target = Target::DamagedArchive(locator.clone(), options);
     }
     let client = Client::connect(&target).await?;
     let result = run_on(command, &client, shared.json, out).await;

@@ -17,6 +17,10 @@ pub(super) struct Args {
     /// deletes wait meanwhile
     #[arg(long)]
     pub(super) repair: bool,
+    /// Open an archive that has lost acknowledged writes, and go on with what is left; only with
+    /// --repair and --archive
+    #[arg(long, requires = "repair")]
+    pub(super) accept_loss: bool,
     /// MiB that the check may read in a second; 0 for no limit
     #[arg(long, value_name = "MIB", default_value_t = 0)]
     rate_mib: u32,

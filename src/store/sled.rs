@@ -316,7 +316,7 @@ fn lost_batches(folder: &Path, count: u64) -> Error {
     let what = format!(
         "the archive {folder} has lost its last {count} acknowledged writes, because its files were \
          cut or damaged; restore a backup into a new folder, or go on with what is left after \
-         `pressmark verify --repair --archive {folder}`"
+         `pressmark verify --repair --accept-loss --archive {folder}`"
     );
     Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
 }
@@ -326,7 +326,7 @@ fn lost_values(folder: &Path, bytes: u64) -> Error {
     let what = format!(
         "the archive {folder} has lost the last {bytes} bytes of its values, because its file was \
          cut; restore a backup into a new folder, or go on with what is left after `pressmark \
-         verify --repair --archive {folder}`"
+         verify --repair --accept-loss --archive {folder}`"
     );
     Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
 }
@@ -369,7 +369,22 @@ fn values_failed(error: io::Error) -> Error {
 }
 
 fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::new(Reason::StoreFailed, "cannot write to disk").with_source(error)
+    let any: &dyn std::error::Error = &error;
+    let kind = match (any.downcast_ref(), any.downcast_ref()) {
+        (Some(sled::Error::Io(error)), _) | (_, Some(error)) => Some(io::Error::kind(error)),
+        (Some(_) | None, None) => None,
+    };
+    let full = [
+        io::ErrorKind::StorageFull,
+        io::ErrorKind::QuotaExceeded,
+        io::ErrorKind::FileTooLarge,
+    ];
+    let what = if kind.is_some_and(|kind| full.contains(&kind)) {
+        "the disk became full during a write; make room and start the server again"
+    } else {
+        "cannot write to disk"
+    };
+    Error::new(Reason::StoreFailed, what).with_source(error)
 }
 
 fn open_guarded(folder: &Path, options: StoreOptions, segment_bytes: usize) -> Result<Db> {
@@ -398,5 +413,26 @@ fn open_guarded(folder: &Path, options: StoreOptions, segment_bytes: usize) -> R
         .with_source(error)),
         Ok(Err(error)) => Err(damaged().with_source(error)),
         Err(_) => Err(damaged()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_becomes_full_is_told_from_a_bad_one() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        for error in [write_failed(full()), write_failed(sled::Error::Io(full()))] {
+            assert!(error.message().contains("make room"), "{error}");
+        }
+        let other = io::Error::from(io::ErrorKind::Other);
+        let errors = [
+            write_failed(other),
+            write_failed(sled::Error::Unsupported("no".into())),
+        ];
+        for error in errors {
+            assert_eq!(error.message(), "cannot write to disk");
+        }
     }
 }

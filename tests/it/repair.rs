@@ -8,7 +8,7 @@ use pressmark::archive::{
     Archive, FindingKind, Limits, Order, PutOutcome, Query, RepairCounts, Selector, SelectorFields,
     VerifyOptions,
 };
-use pressmark::article::ContentHash;
+use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::Reason;
 use pressmark::key::{self, IndexFacts, SortTime, meta};
 use pressmark::record::{EntryState, HashEntry, Totals};
@@ -25,6 +25,7 @@ on_each_engine!(
     a_lost_table_is_rebuilt,
     figures_are_added_up_again,
     a_damaged_record_is_set_aside_and_healed,
+    a_delete_drops_what_was_set_aside,
     records_that_lost_rows_are_set_aside,
     half_of_a_delete_is_rebuilt,
     a_delete_that_lost_both_halves_stays_a_delete,
@@ -211,17 +212,46 @@ async fn a_damaged_record_is_set_aside_and_healed(engine: Engine) -> TestResult 
     let counts = archive.repair(time(6)).await?.counts;
     assert_eq!(counts, Some(RepairCounts::default()));
 
+    let newer = archive.put_fields(ArticleFields {
+        url: fields(2).url,
+        ..fields(20)
+    });
+    let newer = newer.await.id;
     let put = archive.put_fields(fields(2)).await;
-    assert_eq!((put.outcome, put.sequence), (PutOutcome::Created, LAST + 1));
+    // It is a revision of what came to its URL meanwhile.
+    let revision = PutOutcome::Revision { previous: newer };
+    assert_eq!((put.outcome, put.sequence), (revision, LAST + 2));
     assert_eq!(archive.get(&id).await?.article, article(2));
+    let kept = archive
+        .store()
+        .get_many(vec![key::quarantine(SMALL, 0)])
+        .await?;
+    assert_eq!(kept, [None], "what was kept is not needed any more");
     let put = archive.put_fields(fields(2)).await;
     assert_eq!(put.outcome, PutOutcome::Duplicate);
     archive.delete(id, "unwanted", time(7)).await?;
     archive.reopen().await.finish().await
 }
 
+/// The text of a deleted article is nowhere, also if a bit of it was wrong.
+async fn a_delete_drops_what_was_set_aside(engine: Engine) -> TestResult {
+    let archive = filled(engine).await;
+    let mut value = read(&archive, &key::log(SMALL)).await;
+    *value.last_mut().unwrap() ^= 1;
+    write(&archive, [Change::Put(key::log(SMALL), value)]).await;
+    archive.repair(time(5)).await?;
+    let kept = async || {
+        let rows = archive.store().get_many(vec![key::quarantine(SMALL, 0)]);
+        rows.await.unwrap().remove(0)
+    };
+    assert!(kept().await.is_some());
+    archive.delete(article(2).id(), "unwanted", time(6)).await?;
+    assert_eq!(kept().await, None);
+    archive.finish().await
+}
+
 async fn records_that_lost_rows_are_set_aside(engine: Engine) -> TestResult {
-    let large = pressmark::article::ArticleFields {
+    let large = ArticleFields {
         body: noise(1, 400_000),
         ..fields(5)
     };
@@ -437,12 +467,7 @@ async fn a_check_keeps_its_pace() -> TestResult {
 /// Rows of `m` that an archive cannot be opened without.
 #[tokio::test]
 async fn lost_figures_keep_an_archive_closed_until_it_is_repaired() -> TestResult {
-    for lost in [
-        meta::format(),
-        meta::next_sequence(),
-        meta::totals(),
-        meta::archive_id(),
-    ] {
+    for lost in [meta::format(), meta::next_sequence(), meta::totals()] {
         let store = Arc::new(MemoryStore::new());
         let (archive, guard) = Archive::open(store.clone(), Limits::default()).await?;
         for n in 1..=10 {
@@ -464,6 +489,24 @@ async fn lost_figures_keep_an_archive_closed_until_it_is_repaired() -> TestResul
         guard.close().await?;
     }
     Ok(())
+}
+
+/// Archives were begun without an id once.
+#[tokio::test]
+async fn an_archive_without_an_id_gets_one() -> TestResult {
+    let archive = filled(Engine::Sled).await;
+    let store = archive.store();
+    let key = || vec![meta::archive_id()];
+    let before = store.get_many(key()).await?;
+    let mut batch = Batch::new();
+    batch.remove(meta::archive_id());
+    store.write(batch, Durability::Synced).await?;
+    let archive = archive.reopen().await;
+    let id = archive.store().get_many(key()).await?;
+    assert!(id[0].is_some() && id != before, "{id:?}");
+    let archive = archive.reopen().await;
+    assert_eq!(archive.store().get_many(key()).await?, id);
+    archive.finish().await
 }
 
 /// To go on from a sequence that has a record would write over it.

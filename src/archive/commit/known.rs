@@ -8,7 +8,7 @@ use super::Writer;
 use crate::article::ContentHash;
 use crate::error::Result;
 use crate::key::{self, ShortHash, meta};
-use crate::record::{self, HashEntry, SourceStats};
+use crate::record::{self, EntryState, HashEntry, SourceStats};
 use crate::store::{Direction, Scan};
 
 /// What the archive already knows of a group of articles.
@@ -40,10 +40,14 @@ impl Writer {
                 value.map_or(Ok(SourceStats::EMPTY), |value| SourceStats::decode(&value))?;
             sources.insert(name.to_owned(), stats);
         }
+        // A quarantined article is stored anew, and is a revision like any other.
+        let is_new = |entry: &Option<HashEntry>| {
+            entry.is_none_or(|entry| entry.state == EntryState::Quarantined)
+        };
         let new = articles
             .iter()
             .zip(&entries)
-            .filter(|(_, entry)| entry.is_none());
+            .filter(|(_, entry)| is_new(entry));
         let mut urls: Vec<ShortHash> = new.filter_map(|(article, _)| article.facts.url).collect();
         urls.sort_unstable();
         urls.dedup();
