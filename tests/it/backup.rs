@@ -629,7 +629,16 @@ async fn a_dead_disk_costs_seconds() -> TestResult {
     let part = backup.path().join("00000000000000000001.part");
     let mut bytes = std::fs::read(&part)?;
     bytes.extend([2, 0, 0, 1]);
-    std::fs::write(&part, bytes)?;
+    std::fs::write(&part, &bytes)?;
+    // Another archive leaves it as it is.
+    let stranger = ["serve", "--backup-to", path_text(backup.path())];
+    let refused = scratch.run_on("stranger", &stranger).exits(2);
+    assert!(
+        refused.err.contains("of another archive"),
+        "{}",
+        refused.err
+    );
+    assert_eq!(std::fs::read(&part)?, bytes);
     let server = ServerProcess::start_with(&folder, &["--backup-to", path_text(backup.path())]);
     assert!(server.terminate());
     let copy = scratch.path("copy 2");

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::LogReader;
 use super::decode::Decoder;
 use super::format::Encoder;
+use super::restore::is_empty;
 use crate::archive::Archive;
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
@@ -84,6 +85,8 @@ pub struct Follower {
     segment: Option<Segment>,
     /// The next sequence to write; none if the folder has to be looked at first.
     next: Option<Sequence>,
+    /// The unfinished segment, and how much of it was synced.
+    synced: Option<(PathBuf, u64)>,
 }
 
 /// A segment that is being written.
@@ -96,10 +99,35 @@ struct Segment {
 
 /// What a folder holds.
 struct Found {
-    segment: Option<Segment>,
+    /// The unfinished segment at its end, and what goes on with it unless it has its trailer.
+    part: Option<(PathBuf, Option<Encoder>)>,
     last: Sequence,
     last_id: ContentHash,
     archive_id: Option<super::ArchiveId>,
+}
+
+impl Found {
+    /// Makes the unfinished segment one that can be written on.
+    fn take_up(self) -> Result<Option<Segment>> {
+        let Some((path, encoder)) = self.part else {
+            return Ok(None);
+        };
+        let Some(encoder) = encoder else {
+            return name_finished(&path).map(|()| None);
+        };
+        let file = OpenOptions::new().write(true).open(&path);
+        let mut file = file.map_err(|error| failed("open", &path, error))?;
+        let cut = file
+            .set_len(encoder.bytes())
+            .and_then(|()| io::Seek::seek(&mut file, io::SeekFrom::End(0)))
+            .and_then(|_| file.sync_data());
+        cut.map_err(|error| failed("cut", &path, error))?;
+        Ok(Some(Segment {
+            file,
+            path,
+            encoder,
+        }))
+    }
 }
 
 impl Follower {
@@ -120,8 +148,14 @@ impl Follower {
             state: state.clone(),
             segment: None,
             next: None,
+            synced: None,
         };
-        follower.look().await?;
+        match follower.look().await {
+            // An archive is not kept from serving by damage to its backup, which is told and looked
+            // at again.
+            Err(error) if error.reason() == Reason::BackupDamaged => follower.note(&Err(error)),
+            looked => drop(looked?),
+        }
         // A second follower of one archive would be a mistake of the program; the first is told of.
         let _ = archive.inner.follower.set(state);
         Ok(follower)
@@ -152,7 +186,12 @@ impl Follower {
                 }
                 continue;
             }
+            let started = Instant::now();
             let result = self.append().await;
+            if result.is_ok() {
+                // What was there when it began is written; what came since waits since then.
+                self.state.edit(|state| state.behind_since = Some(started));
+            }
             self.note(&result);
             if result.is_err() {
                 tokio::select! {
@@ -191,8 +230,14 @@ impl Follower {
         if let Some(next) = self.next {
             return Ok(next);
         }
-        let folder = self.folder.clone();
-        let found = blocking(move || look_into(&folder)).await?;
+        let (folder, synced) = (self.folder.clone(), self.synced.clone());
+        let found = blocking(move || {
+            if let Some((path, bytes)) = synced {
+                cut_unsynced(&path, bytes)?;
+            }
+            look_into(&folder)
+        })
+        .await?;
         let mismatch = |what: String| {
             let what = format!("the backup in {} {what}", self.folder.display());
             Error::new(Reason::BackupMismatch, what)
@@ -219,10 +264,14 @@ impl Follower {
                 return Err(mismatch(what));
             }
         }
-        self.segment = found.segment;
-        self.next = Some(found.last + 1);
-        self.state.edit(|state| state.sequence = found.last);
-        Ok(found.last + 1)
+        // It is this archive's, so that it may be changed now.
+        let last = found.last;
+        self.segment = blocking(move || found.take_up()).await?;
+        let segment = self.segment.as_ref();
+        self.synced = segment.map(|segment| (segment.path.clone(), segment.encoder.bytes()));
+        self.next = Some(last + 1);
+        self.state.edit(|state| state.sequence = last);
+        Ok(last + 1)
     }
 
     /// Writes everything that is new, and syncs it.
@@ -234,12 +283,12 @@ impl Follower {
             last: self.archive.committed(),
         };
         while let Some(entries) = log.next().await? {
-            let segment = match self.segment.take() {
-                Some(segment) => segment,
-                None => {
-                    self.begin_segment(log.next - u64::try_from(entries.len()).unwrap_or(0))
-                        .await?
-                }
+            let segment = if let Some(segment) = self.segment.take() {
+                segment
+            } else {
+                let first = log.next - u64::try_from(entries.len()).unwrap_or(0);
+                self.synced = Some((self.part(first), 0));
+                self.begin_segment(first).await?
             };
             let Segment {
                 mut file,
@@ -248,30 +297,31 @@ impl Follower {
             } = segment;
             let mut bytes = encoder.add_all(&entries)?;
             // Frames end with what is new, so that it is whole when it is synced.
-            let is_last = log.next > log.last;
-            if is_last {
+            let is_full = encoder.bytes() >= SEGMENT_BYTES;
+            let is_end = is_full || log.next > log.last;
+            if is_end {
                 bytes.extend(encoder.flush()?.unwrap_or_default());
             }
             let place = path.clone();
             let file = blocking(move || {
                 let failed = |error| failed("write", &place, error);
                 file.write_all(&bytes).map_err(failed)?;
-                if is_last {
+                if is_end {
                     file.sync_data().map_err(failed)?;
                 }
                 Ok(file)
             })
             .await?;
-            let is_full = is_last && encoder.bytes() >= SEGMENT_BYTES;
+            if is_end {
+                self.synced = Some((path.clone(), encoder.bytes()));
+                self.next = Some(log.next);
+                self.state.edit(|state| state.sequence = log.next - 1);
+            }
             self.segment = Some(Segment {
                 file,
                 path,
                 encoder,
             });
-            if is_last {
-                self.next = Some(log.next);
-                self.state.edit(|state| state.sequence = log.next - 1);
-            }
             if is_full {
                 self.finish_segment().await?;
             }
@@ -279,9 +329,14 @@ impl Follower {
         Ok(())
     }
 
+    /// The file of the segment that begins at a sequence.
+    fn part(&self, first: Sequence) -> PathBuf {
+        self.folder.join(format!("{first:020}.{PART_ENDING}"))
+    }
+
     async fn begin_segment(&self, first: Sequence) -> Result<Segment> {
         let (encoder, bytes) = Encoder::new(&self.archive.backup_header(first).await?);
-        let path = self.folder.join(format!("{first:020}.{PART_ENDING}"));
+        let path = self.part(first);
         blocking(move || {
             let mut options = OpenOptions::new();
             let file = options.write(true).create_new(true).open(&path);
@@ -302,7 +357,7 @@ impl Follower {
         let Some(segment) = self.segment.take() else {
             return Ok(());
         };
-        blocking(move || {
+        let finished = blocking(move || {
             let Segment {
                 mut file,
                 path,
@@ -312,8 +367,25 @@ impl Follower {
             let written = file.write_all(&bytes).and_then(|()| file.sync_data());
             written.map_err(|error| failed("write", &path, error))?;
             name_finished(&path)
-        })
-        .await
+        });
+        finished.await?;
+        self.synced = None;
+        Ok(())
+    }
+}
+
+/// Cuts what a failed sync has left of a segment behind what was synced before: it can be read, and
+/// nobody knows whether it is on the disk.
+fn cut_unsynced(path: &Path, bytes: u64) -> Result<()> {
+    let cut = |file: File| {
+        if file.metadata()?.len() > bytes {
+            file.set_len(bytes)?;
+        }
+        Ok(())
+    };
+    match OpenOptions::new().write(true).open(path).and_then(cut) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("cut", path, error)),
+        _ => Ok(()),
     }
 }
 
@@ -330,35 +402,26 @@ fn look_into(folder: &Path) -> Result<Found> {
     }
     files.sort();
     while let Some(path) = files.pop() {
-        if let Some(found) = look_at(&path)? {
-            return Ok(found);
+        let is_part = path.extension().is_some_and(|ending| ending == PART_ENDING);
+        if is_part && is_empty(&path)? {
+            // A crash came before its header was on disk.
+            fs::remove_file(&path).map_err(|error| failed("remove", &path, error))?;
+            continue;
         }
-        // A crash came before its header was on disk, so it holds nothing.
-        fs::remove_file(&path).map_err(|error| failed("remove", &path, error))?;
+        return look_at(path, is_part);
     }
     Ok(Found {
-        segment: None,
+        part: None,
         last: 0,
         last_id: UNKNOWN_ID,
         archive_id: None,
     })
 }
 
-/// Looks at the last segment; nothing if it is an unfinished one without a header.
-fn look_at(path: &Path) -> Result<Option<Found>> {
-    let is_part = path.extension().is_some_and(|ending| ending == PART_ENDING);
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(is_part).open(path);
-    let file = file.map_err(|error| failed("open", path, error))?;
-    let reader = BufReader::new(
-        file.try_clone()
-            .map_err(|error| failed("open", path, error))?,
-    );
-    let mut decoder = match Decoder::new(reader, path.display().to_string()) {
-        Ok(decoder) => decoder,
-        Err(error) if is_part && error.reason() == Reason::BackupDamaged => return Ok(None),
-        Err(error) => return Err(error),
-    };
+/// Looks at the last segment, and changes nothing.
+fn look_at(path: PathBuf, is_part: bool) -> Result<Found> {
+    let file = File::open(&path).map_err(|error| failed("open", &path, error))?;
+    let mut decoder = Decoder::new(BufReader::new(file), path.display().to_string())?;
     let header = *decoder.header();
     let mut last_id = header.before;
     loop {
@@ -371,28 +434,17 @@ fn look_at(path: &Path) -> Result<Option<Found>> {
             Err(error) => return Err(error),
         }
     }
-    let mut found = Found {
-        segment: None,
-        last: decoder.trailer().last,
+    let last = decoder.trailer().last;
+    let part = is_part.then(|| {
+        let encoder = (!decoder.is_finished()).then(|| decoder.into_encoder());
+        (path, encoder)
+    });
+    Ok(Found {
+        part,
+        last,
         last_id,
         archive_id: Some(header.archive_id),
-    };
-    if is_part && decoder.is_finished() {
-        name_finished(path)?;
-    } else if is_part {
-        let bytes = decoder.bytes();
-        let cut = file.set_len(bytes).and_then(|()| {
-            let mut end = &file;
-            io::Seek::seek(&mut end, io::SeekFrom::End(0))
-        });
-        cut.map_err(|error| failed("cut", path, error))?;
-        found.segment = Some(Segment {
-            file,
-            path: path.to_owned(),
-            encoder: decoder.into_encoder(),
-        });
-    }
-    Ok(Some(found))
+    })
 }
 
 /// Renames a segment that has its trailer.

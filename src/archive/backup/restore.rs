@@ -187,7 +187,7 @@ impl Link {
 }
 
 /// Whether an unfinished backup was begun and not even its header has come to the disk.
-fn is_empty(path: &Path) -> Result<bool> {
+pub(super) fn is_empty(path: &Path) -> Result<bool> {
     let size = fs::metadata(path).map_err(|error| cannot_read(path, error))?;
     let header_end = PREFIX_BYTES + FRAME_HEAD_BYTES + HEADER_BYTES;
     let is_empty = usize::try_from(size.len()).is_ok_and(|bytes| bytes < header_end);
