@@ -17,7 +17,7 @@ use pressmark::rpc::proto;
 
 /// Streams or connections of an import.
 pub const STREAMS: u64 = 4;
-/// Ids in one call that asks which are missing; half of them are.
+/// Ids in one call that asks which are missing, unless there are fewer articles; half of them are.
 const MISSING_IDS: usize = 10_000;
 const MISSING_IN_FLIGHT: u64 = 4;
 const GETS_IN_FLIGHT: u64 = 64;
@@ -187,7 +187,7 @@ fn getting(subject: &Arc<dyn Subject>, ids: Vec<[u8; 32]>) -> Request {
 /// Asks which ids are missing; half of them are.
 pub async fn missing(running: &Running, ids: &[[u8; 32]]) -> Value {
     let mut random = StdRng::seed_from_u64(SEED);
-    let half = MISSING_IDS / 2;
+    let half = ids.len().min(MISSING_IDS / 2);
     let mut asked: Vec<[u8; 32]> = Vec::with_capacity(MISSING_IDS);
     let first = random.random_range(0..=ids.len() - half);
     asked.extend(&ids[first..first + half]);
@@ -201,10 +201,11 @@ pub async fn missing(running: &Running, ids: &[[u8; 32]]) -> Value {
         let measured =
             measure::closed_loop(MISSING_IN_FLIGHT, Limit::time(LOOP_TIME), request).await;
         let mut figures = measured.figures();
-        let ids = measured.per_second() * MISSING_IDS as f64;
+        let asked = 2 * half;
+        let ids = measured.per_second() * asked as f64;
         figures["calls_per_s"] = json!(round(measured.per_second()));
         figures["per_s"] = json!(ids.round());
-        (measured.count * MISSING_IDS as u64, figures)
+        (measured.count * asked as u64, figures)
     };
     costed(running, "id", task).await
 }

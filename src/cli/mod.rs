@@ -53,13 +53,14 @@ struct Shared {
     /// `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
     #[arg(long, global = true, value_name = "LOCATOR")]
     archive: Option<String>,
-    /// MiB of pages that an archive opened in this process keeps in memory
+    /// MiB of index pages that an archive opened in this process keeps in memory, counted as they
+    /// are on disk; in memory they take several times as much
     #[arg(
         long,
         global = true,
         value_name = "MIB",
         env = "PRESSMARK_CACHE_MIB",
-        default_value_t = 128
+        default_value_t = 32
     )]
     cache_mib: u32,
     /// Print one JSON object a line
