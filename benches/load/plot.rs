@@ -7,6 +7,9 @@ use serde_json::Value;
 
 const SIZE: (u32, u32) = (800, 480);
 
+/// Labels of an axis, about.
+const LABELS: usize = 6;
+
 /// One curve: its name and its points.
 type Curve = (String, Vec<(f64, f64)>);
 
@@ -76,6 +79,11 @@ fn plot(file: &Path, caption: &str, (x_name, y_name): (&str, &str), curves: &[Cu
         .configure_mesh()
         .x_desc(x_name)
         .y_desc(y_name)
+        .x_labels(LABELS)
+        .y_labels(LABELS)
+        .max_light_lines(0)
+        .x_label_formatter(&short)
+        .y_label_formatter(&short)
         .draw()
         .unwrap();
     for (index, (name, points)) in curves.iter().enumerate() {
@@ -87,9 +95,19 @@ fn plot(file: &Path, caption: &str, (x_name, y_name): (&str, &str), curves: &[Cu
     let style = BLACK.mix(0.3);
     chart
         .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
         .border_style(style)
         .background_style(WHITE)
         .draw()
         .unwrap();
     area.present().unwrap();
+}
+
+/// A figure as the label of an axis.
+fn short(figure: &f64) -> String {
+    match *figure {
+        figure if figure >= 1e6 => format!("{} M", figure / 1e6),
+        figure if figure >= 1e3 => format!("{} k", figure / 1e3),
+        figure => figure.to_string(),
+    }
 }

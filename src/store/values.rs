@@ -19,6 +19,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::{Bytes, BytesMut};
 use rustix::fs::FallocateFlags;
@@ -112,6 +113,9 @@ impl Batched {
 #[derive(Debug)]
 pub(super) struct Values {
     file: File,
+    /// Held shared by whoever looks up a place and reads it, and alone while values are erased, so
+    /// that nobody reads a hole.
+    erasing: RwLock<()>,
 }
 
 impl Values {
@@ -120,7 +124,13 @@ impl Values {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
         let file = options.open(path)?;
-        Ok(Self { file })
+        let erasing = RwLock::default();
+        Ok(Self { file, erasing })
+    }
+
+    /// Keeps all values as they are until it is dropped. Take it before a place is looked up.
+    pub(super) fn reading(&self) -> RwLockReadGuard<'_, ()> {
+        self.erasing.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The file itself, to be asked for its size.
@@ -152,8 +162,13 @@ impl Values {
         Ok(value.freeze())
     }
 
-    /// Makes values unreadable for good, and gives their room back where the file system can.
+    /// Makes values unreadable for good, and gives their room back where the file system can. Their
+    /// places must not be found any more.
     pub(super) fn erase(&self, places: &[Place]) -> io::Result<()> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let _alone = self.erasing.write().unwrap_or_else(PoisonError::into_inner);
         for place in places {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             let length = u64::from(place.bytes);
@@ -161,9 +176,6 @@ impl Values {
                 let zeros = vec![0; usize::try_from(place.bytes).map_err(io::Error::other)?];
                 self.file.write_all_at(&zeros, place.at)?;
             }
-        }
-        if places.is_empty() {
-            return Ok(());
         }
         self.file.sync_data()
     }

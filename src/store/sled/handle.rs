@@ -21,6 +21,7 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let _reading = self.values.as_ref().map(|values| values.reading());
         let held = self.db.get(stored_key(key)).map_err(read_failed)?;
         held.map(|held| self.value(&held)).transpose()
     }
@@ -47,6 +48,7 @@ impl Handle {
                 exhausted: true,
             });
         }
+        let _reading = self.values.as_ref().map(|values| values.reading());
         let (start, end) = (stored_key(&scan.range.start), stored_key(&scan.range.end));
         let rows = self.db.range(start..end);
         let row = |row: sled::Result<(IVec, IVec)>| {
