@@ -37,9 +37,23 @@ pub async fn start(folder: &Path) -> Running {
     let started = Instant::now();
     let child = Command::new("etcd")
         .args(["--name", "one", "--quota-backend-bytes", QUOTA_BYTES])
-        .args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url])
-        .args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url])
-        .args(["--initial-cluster", &format!("one={peer_url}"), "--data-dir"])
+        .args([
+            "--listen-client-urls",
+            &client_url,
+            "--advertise-client-urls",
+            &client_url,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer_url,
+            "--initial-advertise-peer-urls",
+            &peer_url,
+        ])
+        .args([
+            "--initial-cluster",
+            &format!("one={peer_url}"),
+            "--data-dir",
+        ])
         .arg(folder)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -82,7 +96,10 @@ fn puts(article: &proto::Article) -> [TxnOp; KEYS_PER_ARTICLE] {
     [
         put(&[b"a", id.as_bytes()], article.encode_to_vec()),
         put(&[b"d", &time, id.as_bytes()], Vec::new()),
-        put(&[b"s", article.source.as_bytes(), &time, id.as_bytes()], Vec::new()),
+        put(
+            &[b"s", article.source.as_bytes(), &time, id.as_bytes()],
+            Vec::new(),
+        ),
         put(&[b"u", article.url.as_bytes(), id.as_bytes()], Vec::new()),
     ]
 }
@@ -95,14 +112,21 @@ impl Etcd {
 
     async fn put_all(&self, articles: &[proto::Article]) {
         let operations: Vec<TxnOp> = articles.iter().flat_map(puts).collect();
-        self.client().txn(Txn::new().and_then(operations)).await.unwrap();
+        self.client()
+            .txn(Txn::new().and_then(operations))
+            .await
+            .unwrap();
     }
 
     /// Which of some ids, at most as many as a transaction has operations, are not stored.
     async fn absent(&self, ids: &[[u8; 32]]) -> Vec<usize> {
         let count = |id| TxnOp::get(key(id), Some(GetOptions::new().with_count_only()));
         let counts: Vec<TxnOp> = ids.iter().map(count).collect();
-        let answer = self.client().txn(Txn::new().and_then(counts)).await.unwrap();
+        let answer = self
+            .client()
+            .txn(Txn::new().and_then(counts))
+            .await
+            .unwrap();
         let answers = answer.op_responses().into_iter().enumerate();
         let absent = answers.filter_map(|(index, answer)| match answer {
             TxnOpResponse::Get(answer) => (answer.count() == 0).then_some(index),
@@ -129,7 +153,10 @@ impl Etcd {
         let id = |article: &proto::Article| *article.id.parse::<ContentHash>().unwrap().as_bytes();
         let ids: Vec<[u8; 32]> = articles.iter().map(id).collect();
         let absent = self.absent(&ids).await;
-        let absent: Vec<proto::Article> = absent.into_iter().map(|index| articles[index].clone()).collect();
+        let absent: Vec<proto::Article> = absent
+            .into_iter()
+            .map(|index| articles[index].clone())
+            .collect();
         for some in absent.chunks(TXN_OPERATIONS / KEYS_PER_ARTICLE) {
             self.put_all(some).await;
         }
@@ -172,7 +199,10 @@ impl Subject for Etcd {
     }
 
     async fn missing(&self, ids: &[[u8; 32]]) -> usize {
-        let some: Vec<_> = ids.chunks(TXN_OPERATIONS).map(|ids| self.absent(ids)).collect();
+        let some: Vec<_> = ids
+            .chunks(TXN_OPERATIONS)
+            .map(|ids| self.absent(ids))
+            .collect();
         let counts = stream::iter(some).buffer_unordered(IN_FLIGHT);
         counts.fold(0, async |sum, absent| sum + absent.len()).await
     }
@@ -188,12 +218,20 @@ impl Subject for Etcd {
         let (mut start, end) = (b"d".to_vec(), b"e".to_vec());
         let (mut count, mut bytes) = (0, 0);
         loop {
-            let range = GetOptions::new().with_range(end.clone()).with_limit(RANGE_KEYS).with_keys_only();
+            let range = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(RANGE_KEYS)
+                .with_keys_only();
             let page = client.get(start, Some(range)).await.unwrap();
             let id = |row: &etcd_client::KeyValue| row.key()[9..].try_into().unwrap();
             let ids: Vec<[u8; 32]> = page.kvs().iter().map(id).collect();
-            let gets: Vec<_> = ids.chunks(TXN_OPERATIONS).map(|ids| self.read(ids)).collect();
-            let sums = stream::iter(gets).buffered(IN_FLIGHT).collect::<Vec<(u64, u64)>>();
+            let gets: Vec<_> = ids
+                .chunks(TXN_OPERATIONS)
+                .map(|ids| self.read(ids))
+                .collect();
+            let sums = stream::iter(gets)
+                .buffered(IN_FLIGHT)
+                .collect::<Vec<(u64, u64)>>();
             let sums = sums.await;
             for (some, size) in sums {
                 count += some;

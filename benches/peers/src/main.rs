@@ -50,7 +50,11 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Which servers.
-    #[arg(long, value_delimiter = ',', default_value = "pressmark,postgres,etcd,redis")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "pressmark,postgres,etcd,redis"
+    )]
     only: Vec<Peer>,
     /// The pressmark program.
     #[arg(long)]
@@ -125,7 +129,12 @@ async fn main() {
     let files = tempfile::tempdir_in(&arguments.scratch).unwrap();
     let corpus = Corpus::load();
     let batch = BATCH_ARTICLES as u64;
-    let import = corpus.write_new(0..arguments.articles, files.path(), workload::STREAMS, batch);
+    let import = corpus.write_new(
+        0..arguments.articles,
+        files.path(),
+        workload::STREAMS,
+        batch,
+    );
     let load = std::fs::read_to_string("/proc/loadavg").unwrap();
     println!(
         "{}",
@@ -150,7 +159,17 @@ async fn main() {
             run(peer, &work, &mut table).await;
         }
     }
-    eprintln!("{}", table.render(&work.arguments.only.iter().map(|peer| peer.name()).collect::<Vec<_>>()));
+    eprintln!(
+        "{}",
+        table.render(
+            &work
+                .arguments
+                .only
+                .iter()
+                .map(|peer| peer.name())
+                .collect::<Vec<_>>()
+        )
+    );
 }
 
 /// Prints one result and keeps it for the table.
@@ -191,7 +210,12 @@ async fn run(peer: Peer, work: &Work, table: &mut Table) {
     let ids = &work.import.ids;
     let figures = workload::missing(&running, ids).await;
     report(table, peer, "find missing", figures);
-    report(table, peer, "get, in cache", workload::get(&running, ids).await);
+    report(
+        table,
+        peer,
+        "get, in cache",
+        workload::get(&running, ids).await,
+    );
     report(table, peer, "scan by date", workload::scan(&running).await);
     running.process.kill();
     let mut running = peer.start(program, &folder).await;

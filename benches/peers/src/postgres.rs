@@ -67,13 +67,19 @@ pub fn let_in(folder: &Path) {
 /// A program of the newest PostgreSQL, run by its user if we are root.
 fn program(name: &str) -> Command {
     let versions = std::fs::read_dir("/usr/lib/postgresql").expect("Debian's postgresql package");
-    let newest = versions.flatten().map(|version| version.path()).max().unwrap();
+    let newest = versions
+        .flatten()
+        .map(|version| version.path())
+        .max()
+        .unwrap();
     let path = newest.join("bin").join(name);
     if !rustix::process::geteuid().is_root() {
         return Command::new(path);
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", USER, "--regid", USER, "--init-groups"]).arg(path);
+    command
+        .args(["--reuid", USER, "--regid", USER, "--init-groups"])
+        .arg(path);
     command
 }
 
@@ -164,6 +170,23 @@ fn time_of(article: &proto::Article) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap())
 }
 
+/// The columns of an article, in their order.
+fn row<'a>(
+    id: &'a Vec<u8>,
+    time: &'a SystemTime,
+    article: &'a proto::Article,
+) -> [&'a (dyn ToSql + Sync); 7] {
+    [
+        id,
+        time,
+        &article.source,
+        &article.url,
+        &article.title,
+        &article.author,
+        &article.body,
+    ]
+}
+
 impl Postgres {
     fn pooled(&self) -> &Pooled {
         &self.pool[self.next.fetch_add(1, Ordering::Relaxed) % self.pool.len()]
@@ -175,16 +198,11 @@ impl Postgres {
         let mut writer = pin!(BinaryCopyInWriter::new(sink, &TYPES));
         for article in articles {
             let (id, time) = (id_of(article), time_of(article));
-            let row: [&(dyn ToSql + Sync); 7] = [
-                &id,
-                &time,
-                &article.source,
-                &article.url,
-                &article.title,
-                &article.author,
-                &article.body,
-            ];
-            writer.as_mut().write(&row).await.unwrap();
+            writer
+                .as_mut()
+                .write(&row(&id, &time, article))
+                .await
+                .unwrap();
         }
         writer.finish().await.unwrap();
     }
@@ -196,7 +214,8 @@ impl Postgres {
         );
         let ids: Vec<Vec<u8>> = articles.iter().map(id_of).collect();
         let times: Vec<SystemTime> = articles.iter().map(time_of).collect();
-        let texts = |field: fn(&proto::Article) -> &str| articles.iter().map(field).collect::<Vec<_>>();
+        let texts =
+            |field: fn(&proto::Article) -> &str| articles.iter().map(field).collect::<Vec<_>>();
         let row: [&(dyn ToSql + Sync); 7] = [
             &ids,
             &times,
@@ -216,15 +235,7 @@ impl Subject for Postgres {
     async fn put(&self, article: proto::Article) {
         let pooled = self.pooled();
         let (id, time) = (id_of(&article), time_of(&article));
-        let row: [&(dyn ToSql + Sync); 7] = [
-            &id,
-            &time,
-            &article.source,
-            &article.url,
-            &article.title,
-            &article.author,
-            &article.body,
-        ];
+        let row = row(&id, &time, &article);
         pooled.client.execute(&pooled.insert, &row).await.unwrap();
     }
 
@@ -251,12 +262,20 @@ impl Subject for Postgres {
     async fn missing(&self, ids: &[[u8; 32]]) -> usize {
         let pooled = self.pooled();
         let ids: Vec<&[u8]> = ids.iter().map(<[u8; 32]>::as_slice).collect();
-        pooled.client.query(&pooled.missing, &[&ids]).await.unwrap().len()
+        pooled
+            .client
+            .query(&pooled.missing, &[&ids])
+            .await
+            .unwrap()
+            .len()
     }
 
     async fn get(&self, id: &[u8; 32]) -> usize {
         let pooled = self.pooled();
-        let row = pooled.client.query_one(&pooled.get, &[&id.as_slice()]).await;
+        let row = pooled
+            .client
+            .query_one(&pooled.get, &[&id.as_slice()])
+            .await;
         row.unwrap().get::<_, String>(6).len()
     }
 

@@ -35,7 +35,14 @@ pub async fn start(folder: &Path) -> Running {
     let child = Command::new("redis-server")
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
         .arg(folder)
-        .args(["--appendonly", "yes", "--appendfsync", "always", "--save", ""])
+        .args([
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--save",
+            "",
+        ])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -44,11 +51,15 @@ pub async fn start(folder: &Path) -> Running {
     let config = || redis::AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_TIMEOUT));
     let mut connections = Vec::new();
     while connections.len() < CONNECTIONS {
-        let connection = client.get_multiplexed_async_connection_with_config(&config()).await;
+        let connection = client
+            .get_multiplexed_async_connection_with_config(&config())
+            .await;
         let answers = match connection {
             Ok(mut connection) => {
                 // It refuses everything while it loads its file.
-                let size = redis::cmd("DBSIZE").query_async::<u64>(&mut connection).await;
+                let size = redis::cmd("DBSIZE")
+                    .query_async::<u64>(&mut connection)
+                    .await;
                 size.is_ok().then_some(connection)
             }
             Err(_) => None,
@@ -79,7 +90,9 @@ fn add(pipeline: &mut Pipeline, article: &proto::Article) {
     let seconds = article.published_at.as_ref().unwrap().seconds;
     pipeline.set_nx(key(&id), article.encode_to_vec()).ignore();
     pipeline.zadd("d", &id, seconds).ignore();
-    pipeline.zadd(format!("s{}", article.source), &id, seconds).ignore();
+    pipeline
+        .zadd(format!("s{}", article.source), &id, seconds)
+        .ignore();
     pipeline.sadd(format!("u{}", article.url), &id).ignore();
 }
 
@@ -104,7 +117,10 @@ impl Subject for Redis {
     async fn put(&self, article: proto::Article) {
         let mut pipeline = pipe();
         add(pipeline.atomic(), &article);
-        pipeline.query_async::<()>(&mut self.connection()).await.unwrap();
+        pipeline
+            .query_async::<()>(&mut self.connection())
+            .await
+            .unwrap();
     }
 
     async fn import(&self, file: PathBuf, again: bool) -> u64 {
@@ -120,7 +136,9 @@ impl Subject for Redis {
             let decode = |article| proto::Article::decode(article).unwrap();
             let mut articles: Vec<proto::Article> = batch.into_iter().map(decode).collect();
             if again {
-                let id = |article: &proto::Article| *article.id.parse::<ContentHash>().unwrap().as_bytes();
+                let id = |article: &proto::Article| {
+                    *article.id.parse::<ContentHash>().unwrap().as_bytes()
+                };
                 let ids: Vec<[u8; 32]> = articles.iter().map(id).collect();
                 let mut stored = self.stored(&ids).await.into_iter();
                 articles.retain(|_| !stored.next().unwrap());
@@ -137,12 +155,20 @@ impl Subject for Redis {
     }
 
     async fn missing(&self, ids: &[[u8; 32]]) -> usize {
-        self.stored(ids).await.into_iter().filter(|stored| !stored).count()
+        self.stored(ids)
+            .await
+            .into_iter()
+            .filter(|stored| !stored)
+            .count()
     }
 
     async fn get(&self, id: &[u8; 32]) -> usize {
         let mut get = redis::cmd("GET");
-        let value: Vec<u8> = get.arg(key(id)).query_async(&mut self.connection()).await.unwrap();
+        let value: Vec<u8> = get
+            .arg(key(id))
+            .query_async(&mut self.connection())
+            .await
+            .unwrap();
         proto::Article::decode(value.as_slice()).unwrap().body.len()
     }
 

@@ -13,17 +13,37 @@ const ROWS: [(&str, &str, &str, bool); 19] = [
     ("put, 256 in flight", "per_s", "/s", true),
     ("put, 256 in flight", "p99_us", "us p99", false),
     ("import", "per_s", "/s", true),
-    ("import", "server_cpu_us_per_article", "us server CPU", false),
-    ("import", "client_cpu_us_per_article", "us client CPU", false),
+    (
+        "import",
+        "server_cpu_us_per_article",
+        "us server CPU",
+        false,
+    ),
+    (
+        "import",
+        "client_cpu_us_per_article",
+        "us client CPU",
+        false,
+    ),
     ("import", "rss_peak_bytes", "B memory", false),
     ("import", "written_bytes", "B written", false),
     ("import again", "per_s", "/s", true),
     ("find missing", "per_s", "ids/s", true),
     ("get, in cache", "per_s", "/s", true),
     ("get, in cache", "p99_us", "us p99", false),
-    ("get, in cache", "server_cpu_us_per_get", "us server CPU", false),
+    (
+        "get, in cache",
+        "server_cpu_us_per_get",
+        "us server CPU",
+        false,
+    ),
     ("scan by date", "per_s", "/s", true),
-    ("scan by date", "server_cpu_us_per_article", "us server CPU", false),
+    (
+        "scan by date",
+        "server_cpu_us_per_article",
+        "us server CPU",
+        false,
+    ),
     ("open after stop", "open_ms", "ms", false),
     ("open after kill", "open_ms", "ms", false),
     ("disk", "disk_bytes_per_article", "B an article", false),
@@ -42,7 +62,10 @@ impl Table {
     /// Median, lowest and highest of a figure.
     fn figures(&self, server: &str, work: &str, figure: &str) -> Option<(f64, f64, f64)> {
         let rounds = self.0.get(&(server.to_owned(), work.to_owned()))?;
-        let mut figures: Vec<f64> = rounds.iter().filter_map(|round| round[figure].as_f64()).collect();
+        let mut figures: Vec<f64> = rounds
+            .iter()
+            .filter_map(|round| round[figure].as_f64())
+            .collect();
         figures.sort_by(f64::total_cmp);
         let (first, last) = (*figures.first()?, *figures.last()?);
         let middle = figures.len() / 2;
@@ -63,9 +86,18 @@ impl Table {
                 let Some((median, low, high)) = self.figures(server, work, figure) else {
                     continue;
                 };
-                text.push_str(&format!("{} ({}..{}) ", short(median), short(low), short(high)));
+                text.push_str(&format!(
+                    "{} ({}..{}) ",
+                    short(median),
+                    short(low),
+                    short(high)
+                ));
                 if let (Some((own, ..)), true) = (own, *server != OWN) {
-                    let ratio = if more_is_better { own / median } else { median / own };
+                    let ratio = if more_is_better {
+                        own / median
+                    } else {
+                        median / own
+                    };
                     text.push_str(&format!("**{ratio:.2}x** "));
                 }
             }
