@@ -22,12 +22,16 @@
 //! A missing date and a missing author are both empty, so their lines end in `****`.
 
 mod hash;
+mod sketch;
 mod time;
 mod url;
+mod words;
 
 pub use self::hash::{ContentHash, HASH_BYTES, HASH_HEX_DIGITS, hex_value};
+pub use self::sketch::{SKETCH_BYTES, Shingles, Sketch, equal_bits_min};
 pub use self::time::{SECONDS_MAX, SECONDS_MIN, Timestamp};
 pub use self::url::canonical_url;
+pub use self::words::{Words, words};
 
 use crate::error::{Error, Reason, Result, excerpt};
 

@@ -14,7 +14,8 @@ use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
 use crate::rpc::proto::article_service_client::ArticleServiceClient;
-use crate::rpc::{self, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, error_of};
+use crate::rpc::{self, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Services, error_of};
+use crate::search::{Place, Search, SearchGuard};
 use crate::store::{self, Locator, StoreOptions};
 
 /// The largest message taken from a server, whose own limit is below that.
@@ -33,6 +34,8 @@ pub enum Target {
     Server(String),
     /// An archive that no server has open.
     Archive(Locator, StoreOptions),
+    /// The same, with full-text search, which catches up first.
+    SearchedArchive(Locator, StoreOptions),
     /// The same, to be repaired: its figures may be damaged, and acknowledged writes lost.
     DamagedArchive(Locator, StoreOptions),
 }
@@ -50,6 +53,7 @@ struct Local {
     stop: CancellationToken,
     serving: JoinHandle<Result<()>>,
     guard: Guard,
+    search_guard: Option<SearchGuard>,
 }
 
 impl Client {
@@ -62,11 +66,18 @@ impl Client {
             Target::Server(url) => Self::connect_server(url).await,
             Target::Archive(locator, options) => {
                 let store = store::open(locator, *options).await?;
-                Self::serve(Archive::open(store, Limits::default()).await?).await
+                Self::serve(Archive::open(store, Limits::default()).await?, None).await
+            }
+            Target::SearchedArchive(locator, options) => {
+                let store = store::open(locator, *options).await?;
+                let (archive, guard) = Archive::open(store, Limits::default()).await?;
+                let search = Search::open(archive.clone(), search_place(locator))?;
+                Self::serve((archive, guard), Some(search)).await
             }
             Target::DamagedArchive(locator, options) => {
                 let store = store::open(locator, *options).await?;
-                Self::serve(Archive::open_to_repair(store, Limits::default()).await?).await
+                let opened = Archive::open_to_repair(store, Limits::default()).await?;
+                Self::serve(opened, None).await
             }
         }
     }
@@ -91,10 +102,15 @@ impl Client {
     }
 
     /// Serves an archive to itself, over a pipe.
-    async fn serve((archive, guard): (Archive, Guard)) -> Result<Self> {
+    async fn serve(
+        (archive, guard): (Archive, Guard),
+        search: Option<(Search, SearchGuard)>,
+    ) -> Result<Self> {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let stop = CancellationToken::new();
-        let serving = tokio::spawn(rpc::serve_pipe(archive, far, stop.clone()));
+        let (search, search_guard) = search.unzip();
+        let services = Services { archive, search };
+        let serving = tokio::spawn(rpc::serve_pipe(services, far, stop.clone()));
         let near = Mutex::new(Some(near));
         // There is one pipe, so there is one connection.
         let connector = tower::service_fn(move |_| {
@@ -115,8 +131,15 @@ impl Client {
                 stop,
                 serving,
                 guard,
+                search_guard,
             }),
         })
+    }
+
+    /// Whether the archive is in this process.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local.is_some()
     }
 
     /// A client of the article service.
@@ -142,6 +165,7 @@ impl Client {
             stop,
             serving,
             guard,
+            search_guard,
         }) = self.local
         else {
             return Ok(());
@@ -151,6 +175,9 @@ impl Client {
         let served = serving.await.map_err(|panic| {
             Error::new(Reason::Internal, "serving the pipe panicked").with_source(panic)
         });
+        if let Some(search) = search_guard {
+            search.close().await?;
+        }
         guard.close().await?;
         served?
     }
@@ -164,6 +191,15 @@ pub fn message<T>(answer: Result<Response<T>, Status>) -> Result<T> {
     answer
         .map(Response::into_inner)
         .map_err(|status| error_of(&status))
+}
+
+/// Where the search index of an archive is kept: in its folder.
+#[must_use]
+pub fn search_place(locator: &Locator) -> Place {
+    match locator {
+        Locator::Folder(folder) => Place::Folder(folder.join("search")),
+        Locator::Memory => Place::Memory,
+    }
 }
 
 fn configure(endpoint: Endpoint) -> Endpoint {

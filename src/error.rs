@@ -57,6 +57,16 @@ pub enum Reason {
     ArticleQuarantined,
     /// A page would have to sort more rows than the limit allows.
     TooManyToSort,
+    /// A timeline would have more numbers than the limit allows.
+    TooManyBuckets,
+    /// Near copies are asked for and the archive does without them.
+    NearCopiesOff,
+    /// The server does without full-text search.
+    SearchOff,
+    /// The search index has not caught up with what is asked for.
+    SearchBehind,
+    /// The search index cannot be read or written; it is built anew.
+    SearchFailed,
     /// Another process holds the archive.
     ArchiveLocked,
     /// The archive was written by a version of pressmark that this one cannot read.
@@ -93,7 +103,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 33] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -106,6 +116,11 @@ impl Reason {
         Self::ArticleDeleted,
         Self::ArticleQuarantined,
         Self::TooManyToSort,
+        Self::TooManyBuckets,
+        Self::NearCopiesOff,
+        Self::SearchOff,
+        Self::SearchBehind,
+        Self::SearchFailed,
         Self::ArchiveLocked,
         Self::FormatUnsupported,
         Self::ArchiveDamaged,
@@ -146,6 +161,11 @@ impl Reason {
             Self::ArticleDeleted => "ARTICLE_DELETED",
             Self::ArticleQuarantined => "ARTICLE_QUARANTINED",
             Self::TooManyToSort => "TOO_MANY_TO_SORT",
+            Self::TooManyBuckets => "TOO_MANY_BUCKETS",
+            Self::NearCopiesOff => "NEAR_COPIES_OFF",
+            Self::SearchOff => "SEARCH_OFF",
+            Self::SearchBehind => "SEARCH_BEHIND",
+            Self::SearchFailed => "SEARCH_FAILED",
             Self::ArchiveLocked => "ARCHIVE_LOCKED",
             Self::FormatUnsupported => "FORMAT_UNSUPPORTED",
             Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
@@ -181,10 +201,16 @@ impl Reason {
             | Self::FormatUnsupported
             | Self::RestoreUnfinished
             | Self::BackupMismatch
+            | Self::NearCopiesOff
+            | Self::SearchOff
             | Self::FileFailed => Kind::FailedPrecondition,
-            Self::MessageTooLarge | Self::TooManyToSort | Self::DiskFull => Kind::ResourceExhausted,
+            Self::MessageTooLarge | Self::TooManyToSort | Self::TooManyBuckets | Self::DiskFull => {
+                Kind::ResourceExhausted
+            }
             Self::WritesStopped
             | Self::StoreFailed
+            | Self::SearchBehind
+            | Self::SearchFailed
             | Self::ShuttingDown
             | Self::ServerUnreachable => Kind::Unavailable,
             Self::ArchiveDamaged

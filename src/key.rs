@@ -5,7 +5,7 @@
 //! l  sequence:8                               the log: a record, or the first row of a large one
 //! l  sequence:8  row:2                        the further rows of a large record, from 1
 //! h  id:32                                    -> sequence and state (record::HashEntry)
-//! d  time:12     sequence:8                   by date
+//! d  time:12     sequence:8                   by date -> source and sketch (record::Digest)
 //! s  source:1..256  00  time:12  sequence:8   by source and date
 //! u  blake3(canonical URL):16  sequence:8     revisions of a URL
 //! b  blake3(body):16  sequence:8              copies of a body
@@ -22,7 +22,7 @@
 use std::ops::Range;
 
 use crate::article::{
-    Article, ContentHash, HASH_HEX_DIGITS, SECONDS_MIN, Timestamp, canonical_url, hex_value,
+    Article, ContentHash, HASH_HEX_DIGITS, SECONDS_MIN, Sketch, Timestamp, canonical_url, hex_value,
 };
 
 /// The position of a record in the log. Counts from 1, dense, never reused.
@@ -150,18 +150,30 @@ pub struct IndexFacts {
     pub url: Option<ShortHash>,
     /// Its body.
     pub body: ShortHash,
+    /// By what its near copies are found, unless the archive does without.
+    pub sketch: Option<Sketch>,
+}
+
+/// Whether an archive can be asked for near copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NearCopies {
+    /// It can.
+    On,
+    /// It cannot, and articles are stored a little faster.
+    Off,
 }
 
 impl IndexFacts {
     /// Takes the facts from an article whose id is known.
     #[must_use]
-    pub fn of(article: &Article, id: ContentHash) -> Self {
+    pub fn of(article: &Article, id: ContentHash, near: NearCopies) -> Self {
         Self {
             id,
             time: SortTime::of(article.published_at()),
             source: article.source().to_owned(),
             url: ShortHash::of_url(article.url()),
             body: ShortHash::of(&article.body_hash()),
+            sketch: (near == NearCopies::On).then(|| Sketch::of(article.body())),
         }
     }
 
@@ -358,6 +370,12 @@ pub mod meta {
         named(b"totals")
     }
 
+    /// Whether the archive can be asked for near copies.
+    #[must_use]
+    pub fn near_copies() -> Vec<u8> {
+        named(b"near_copies")
+    }
+
     /// Random bytes that tell this archive, and the backups of it, from others.
     #[must_use]
     pub fn archive_id() -> Vec<u8> {
@@ -422,10 +440,11 @@ mod tests {
             body: "body".into(),
             ..ArticleFields::default()
         };
-        IndexFacts::of(&Article::new(fields).unwrap(), ContentHash::of(b"id"))
+        let article = Article::new(fields).unwrap();
+        IndexFacts::of(&article, ContentHash::of(b"id"), NearCopies::On)
     }
 
-    /// These bytes are on disk in every archive of format 1.
+    /// These bytes are on disk in every archive.
     #[test]
     fn keys_are_golden() {
         let rows: Vec<String> = facts().rows(0x0102).iter().map(|row| hex(row)).collect();

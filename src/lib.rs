@@ -12,6 +12,7 @@
 //! - [`store`]: ordered rows of bytes in atomic batches, kept by sled or in memory.
 //! - [`metrics`]: what an archive counts while it is open.
 //! - [`archive`]: the log, its indexes, the one writer and the readers.
+//! - [`search`]: full-text search, an index of the log beside the archive.
 //! - [`rpc`]: the gRPC service around an archive.
 //! - [`client`]: a connection to a server, or to an archive opened in this process.
 //! - [`format`](mod@format): files that articles come from and go to.
@@ -63,4 +64,5 @@ pub mod key;
 pub mod metrics;
 pub mod record;
 pub mod rpc;
+pub mod search;
 pub mod store;

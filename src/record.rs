@@ -36,13 +36,14 @@ use bytes::Bytes;
 pub use self::content::Content;
 use self::content::KIND_ARTICLE;
 pub use self::index::{
-    EntryState, HashEntry, ScrubResult, SourceStats, Totals, decode_format, decode_sequence,
+    ARCHIVE_FORMAT, Digest, EntryState, HashEntry, ScrubResult, SourceMark, SourceStats, Totals,
+    decode_format, decode_near_copies, decode_sequence, encode_near_copies, index_rows,
 };
 use crate::article::{Article, ContentHash, HASH_BYTES, TEXT_BYTES_MAX, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::Sequence;
 
-/// The format of archives that this version writes and reads.
+/// The format of records.
 pub const FORMAT: u8 = 1;
 
 /// The largest row value: the engine keeps larger ones in files of their own, which it never syncs.

@@ -96,7 +96,7 @@ impl Archive {
         }
     }
 
-    async fn log_candidates(
+    pub(super) async fn log_candidates(
         &self,
         (first, last): (Sequence, Sequence),
         direction: Direction,
@@ -213,26 +213,7 @@ impl Archive {
         cursor: &Cursor,
         count: usize,
     ) -> Result<Candidates> {
-        let limit = self.inner.limits.sorted_articles_max;
-        let range = key::prefix_range(prefix);
-        let scan = Scan {
-            rows_max: limit + 1,
-            bytes_max: usize::MAX,
-            ..self.index_scan(range, Direction::Ascending)
-        };
-        let chunk = self.scan_one(scan).await?;
-        if chunk.rows.len() > limit {
-            let what = format!(
-                "more than {limit} articles share this url or body, too many to order by date; \
-                 ask for an order by arrival"
-            );
-            return Err(Error::field(Reason::TooManyToSort, "order", what));
-        }
-        let sequences: Vec<Sequence> = chunk
-            .rows
-            .iter()
-            .filter_map(|row| key::parse_sequence(&row.key))
-            .collect();
+        let sequences = self.sequences_under(prefix, "order").await?;
         let mut positions = Vec::with_capacity(sequences.len());
         for some in sequences.chunks(FETCH_RECORDS) {
             for (sequence, head) in some.iter().zip(self.reader().heads(some).await?) {
@@ -255,6 +236,42 @@ impl Archive {
             seen,
             exhausted,
         })
+    }
+
+    /// The sequences of the articles of a selector's URL or body, if it names one.
+    ///
+    /// # Errors
+    /// `TooManyToSort` if they are more than the limit; `StoreFailed`.
+    pub async fn sequences_of(&self, selector: &Selector) -> Result<Option<Vec<Sequence>>> {
+        let by_url = selector.url_key().map(key::url_prefix);
+        let prefix = by_url.or_else(|| selector.body_key().map(key::body_prefix));
+        let Some(prefix) = prefix else {
+            return Ok(None);
+        };
+        let sequences = self.sequences_under(&prefix, "selector").await?;
+        Ok(Some(sequences))
+    }
+
+    /// All sequences under a prefix.
+    async fn sequences_under(&self, prefix: &[u8], field: &str) -> Result<Vec<Sequence>> {
+        let limit = self.inner.limits.sorted_articles_max;
+        let scan = Scan {
+            rows_max: limit + 1,
+            bytes_max: usize::MAX,
+            ..self.index_scan(key::prefix_range(prefix), Direction::Ascending)
+        };
+        let chunk = self.scan_one(scan).await?;
+        if chunk.rows.len() > limit {
+            let what = format!(
+                "more than {limit} articles share this url or body, too many to order; ask for an \
+                 order by arrival"
+            );
+            return Err(Error::field(Reason::TooManyToSort, field, what));
+        }
+        let rows = chunk.rows.iter();
+        Ok(rows
+            .filter_map(|row| key::parse_sequence(&row.key))
+            .collect())
     }
 
     pub(super) fn index_scan(&self, range: Range<Vec<u8>>, direction: Direction) -> Scan {

@@ -13,22 +13,48 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::backup::ArchiveId;
+use super::digests::{DigestChange, Digests};
 use super::job::{Delete, DeleteJob, DeleteOutcome, Job, Prepared, Put, PutJob, PutOutcome};
 use super::limits::Limits;
 use super::reader::{self, Reader};
 use crate::article::{Article, ContentHash};
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, IndexFacts, Sequence, SortTime, meta};
+use crate::key::{self, IndexFacts, NearCopies, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, EntryState, Extent, HashEntry, Rows, SourceStats, Totals};
+use crate::record::{
+    self, Content, Digest, EntryState, Extent, HashEntry, Rows, SourceStats, Totals,
+};
 use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost.
-pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures) -> Batch {
-    let mut batch = Batch::new();
-    batch.put(meta::format(), vec![record::FORMAT]);
+pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures, near: NearCopies) -> Batch {
+    let mut batch = format_batch(near);
     batch.put(meta::archive_id(), archive_id.to_vec());
     figures.put(&mut batch);
+    batch
+}
+
+/// The batch that says what the rows of an archive are like.
+pub(super) fn format_batch(near: NearCopies) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
+    batch.put(meta::near_copies(), record::encode_near_copies(near));
+    batch
+}
+
+/// The batch that gives an id to an archive without one.
+pub(super) fn id_batch(archive_id: ArchiveId) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(meta::archive_id(), archive_id.to_vec());
+    batch
+}
+
+/// A batch with the digests among the index rows of some articles.
+pub(super) fn digests_batch(rows: Vec<(Vec<u8>, Vec<u8>)>) -> Batch {
+    let mut batch = Batch::new();
+    rows.into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .for_each(|(key, value)| batch.put(key, value));
     batch
 }
 
@@ -54,7 +80,9 @@ pub(super) struct Writer {
     limits: Limits,
     metrics: Arc<Metrics>,
     committed: watch::Sender<Sequence>,
+    digests: Arc<Digests>,
     figures: Figures,
+    near: NearCopies,
     /// Set by the first failed write. The store refuses later ones by itself, but what needs no
     /// write would still be answered from rows that may not be durable: an article whose sync
     /// failed is no duplicate when it is sent again.
@@ -62,20 +90,36 @@ pub(super) struct Writer {
 }
 
 impl Writer {
+    /// A writer for an archive that was just opened; it tells `committed` and `digests` what it
+    /// wrote.
     pub(super) fn new(
         store: Arc<dyn Store>,
         limits: Limits,
         metrics: Arc<Metrics>,
-        committed: watch::Sender<Sequence>,
-        figures: Figures,
+        (committed, digests): (watch::Sender<Sequence>, Arc<Digests>),
+        (figures, near): (Figures, NearCopies),
     ) -> Self {
         Self {
             store,
             limits,
             metrics,
             committed,
+            digests,
             figures,
+            near,
             poison: Poison::default(),
+        }
+    }
+
+    /// The start of a batch.
+    fn plan(&self, sources: HashMap<String, SourceStats>) -> Plan {
+        Plan {
+            batch: Batch::new(),
+            figures: self.figures,
+            near: self.near,
+            sources,
+            changed_sources: HashMap::new(),
+            digests: Vec::new(),
         }
     }
 
@@ -129,7 +173,7 @@ impl Writer {
     async fn commit_puts(&mut self, articles: Vec<Prepared>) -> Result<Vec<Put>> {
         self.poison.check()?;
         let known = self.known(&articles).await?;
-        let mut plan = Plan::new(self.figures, known.sources);
+        let mut plan = self.plan(known.sources);
         let mut in_group: HashMap<ContentHash, Sequence> = HashMap::new();
         let mut latest = known.latest;
         let mut puts = Vec::with_capacity(articles.len());
@@ -172,11 +216,12 @@ impl Writer {
     }
 
     /// Writes a plan, and only then makes it the state to go on from.
-    async fn write(&mut self, plan: Plan) -> Result<()> {
+    async fn write(&mut self, mut plan: Plan) -> Result<()> {
         if plan.batch.changes().is_empty() {
             return Ok(());
         }
         let figures = plan.figures;
+        let digests = std::mem::take(&mut plan.digests);
         let started = Instant::now();
         self.store
             .write(plan.finish(), Durability::Synced)
@@ -186,6 +231,7 @@ impl Writer {
         self.metrics.commit_micros.add(micros);
         self.metrics.commits.add(1);
         self.figures = figures;
+        self.digests.apply(digests);
         self.committed.send_replace(figures.next - 1);
         Ok(())
     }
@@ -242,9 +288,9 @@ impl Writer {
                 return Err(reader::wrong_record(&job.id, entry.sequence));
             }
         };
-        let mut plan = Plan::new(self.figures, HashMap::new());
+        let mut plan = self.plan(HashMap::new());
         if let Some(article) = article {
-            let facts = IndexFacts::of(&article, job.id);
+            let facts = IndexFacts::of(&article, job.id, NearCopies::Off);
             self.unindex(&mut plan, &facts, entry.sequence, extent, &article)
                 .await?;
         } else {
@@ -330,22 +376,16 @@ impl Writer {
 struct Plan {
     batch: Batch,
     figures: Figures,
+    near: NearCopies,
     /// The figures of sources before the batch.
     sources: HashMap<String, SourceStats>,
     /// The figures of sources that the batch changes.
     changed_sources: HashMap<String, SourceStats>,
+    /// What becomes of table `d`, for those who remember it.
+    digests: Vec<DigestChange>,
 }
 
 impl Plan {
-    fn new(figures: Figures, sources: HashMap<String, SourceStats>) -> Self {
-        Self {
-            batch: Batch::new(),
-            figures,
-            sources,
-            changed_sources: HashMap::new(),
-        }
-    }
-
     fn take_sequence(&mut self) -> Result<Sequence> {
         let sequence = self.figures.next;
         self.figures.next = sequence
@@ -357,10 +397,15 @@ impl Plan {
     fn add(&mut self, article: Prepared) -> Result<Sequence> {
         let sequence = self.take_sequence()?;
         let Prepared {
-            facts,
+            mut facts,
             rows,
             text_bytes,
         } = article;
+        if self.near == NearCopies::Off {
+            facts.sketch = None;
+        }
+        self.digests
+            .push(DigestChange::Add(sequence, facts.time, Digest::of(&facts)));
         self.figures.totals.article_count += 1;
         self.figures.totals.text_bytes += text_bytes;
         self.figures.totals.stored_bytes += u64::try_from(rows.stored_bytes()).unwrap_or(u64::MAX);
@@ -370,10 +415,9 @@ impl Plan {
             state: EntryState::Stored,
         };
         self.batch.put(key::hash(&facts.id), entry.encode());
-        facts
-            .rows(sequence)
+        record::index_rows(&facts, sequence)
             .into_iter()
-            .for_each(|row| self.batch.put(row, Vec::new()));
+            .for_each(|(key, value)| self.batch.put(key, value));
         let before = self
             .sources
             .get(&facts.source)
@@ -388,6 +432,7 @@ impl Plan {
 
     /// Takes away what an article has besides its first row in the log and its row in table `h`.
     fn remove(&mut self, facts: &IndexFacts, sequence: Sequence, extent: Extent, text_bytes: u64) {
+        self.digests.push(DigestChange::Remove(sequence));
         for row in 1..extent.row_count {
             self.batch.remove(key::log_row(sequence, row));
         }

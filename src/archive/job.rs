@@ -7,7 +7,7 @@ use super::verify::{RepairCounts, Snapshot};
 use super::writer_ended;
 use crate::article::{Article, ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
-use crate::key::{IndexFacts, Sequence};
+use crate::key::{IndexFacts, NearCopies, Sequence};
 use crate::record::{self, Rows, ScrubResult};
 
 /// An article whose canonical text was hashed, so that it can be asked for before more is done.
@@ -51,13 +51,14 @@ impl Hashed {
         self.id
     }
 
-    /// Compresses the article and takes it apart for the indexes.
+    /// Compresses the article and takes it apart for the indexes of an archive that can be asked for
+    /// near copies, or cannot. An archive that cannot drops what it has no use for.
     ///
     /// # Errors
     /// `Internal` if the compressor fails.
-    pub fn prepare(self) -> Result<Prepared> {
+    pub(super) fn prepare(self, near: NearCopies) -> Result<Prepared> {
         Ok(Prepared {
-            facts: IndexFacts::of(&self.article, self.id),
+            facts: IndexFacts::of(&self.article, self.id, near),
             rows: record::encode_article(self.id, self.archived_at, &self.text)?,
             text_bytes: u64::try_from(self.text.len()).unwrap_or(u64::MAX),
         })
@@ -84,7 +85,7 @@ impl Prepared {
         archived_at: Timestamp,
         claimed: Option<ContentHash>,
     ) -> Result<Self> {
-        Hashed::new(article, archived_at, claimed)?.prepare()
+        Hashed::new(article, archived_at, claimed)?.prepare(NearCopies::On)
     }
 
     /// The article's id.

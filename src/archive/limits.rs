@@ -48,6 +48,12 @@ pub struct Limits {
     pub scan_chunk_bytes: usize,
     /// Articles of one URL or body that a page can bring into the order of their dates.
     pub sorted_articles_max: usize,
+    /// Bytes of a search query.
+    pub search_query_bytes_max: usize,
+    /// Hits that can be paged through.
+    pub search_hits_max: usize,
+    /// Numbers in one timeline.
+    pub timeline_buckets_max: usize,
     /// Articles in one group of writes. A batch blocks sled's readers while it is applied.
     pub group_articles_max: usize,
     /// Bytes of records in one group of writes, one article aside.
@@ -85,6 +91,9 @@ impl Default for Limits {
             page_examined_max: 50_000,
             scan_chunk_bytes: 512 * KIB,
             sorted_articles_max: 10_000,
+            search_query_bytes_max: 1024,
+            search_hits_max: 10_000,
+            timeline_buckets_max: 50_000,
             group_articles_max: 256,
             group_bytes_max: 4 * MIB,
             queue_articles_max: 4096,

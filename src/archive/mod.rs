@@ -12,6 +12,9 @@
 pub mod backup;
 mod candidates;
 mod commit;
+mod copies;
+mod digests;
+mod feed;
 mod job;
 mod limits;
 mod open;
@@ -19,7 +22,8 @@ mod read;
 mod reader;
 mod scan;
 mod selector;
-mod token;
+mod timeline;
+pub mod token;
 mod verify;
 mod walk;
 
@@ -31,18 +35,23 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backup::BackupStatus;
 use self::backup::FollowState;
+pub use self::copies::{Copies, CopiesQuery, CopyOf};
+use self::digests::Digests;
+pub use self::feed::{Change, Changes, FeedStart};
 pub use self::job::{Delete, DeleteOutcome, Hashed, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
 use self::open::Purpose;
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
-pub use self::scan::{Page, PageBudget, View};
+pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
+pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
 pub use self::verify::{
     Finding, FindingKind, Observer, RepairCounts, RepairReport, Stage, VerifyOptions,
     VerifyProgress, VerifyReport,
 };
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
+pub use crate::key::NearCopies;
 use crate::key::Sequence;
 use crate::metrics::Metrics;
 use crate::record;
@@ -64,6 +73,8 @@ struct Inner {
     queue: mpsc::Sender<job::Job>,
     queue_bytes: Arc<Semaphore>,
     committed: watch::Receiver<Sequence>,
+    digests: Arc<Digests>,
+    near: NearCopies,
     follower: OnceLock<FollowState>,
 }
 
@@ -83,7 +94,20 @@ impl Archive {
     /// `FormatUnsupported` if another version of pressmark wrote it; `IndexDamaged` if its figures
     /// cannot be read; `RestoreUnfinished`.
     pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
-        Self::open_for(Purpose::Use, store, limits).await
+        Self::open_for(Purpose::Use, store, limits, None).await
+    }
+
+    /// Opens an archive that can be asked for near copies from now on, or cannot. A change of that
+    /// reads the whole archive.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub async fn open_with(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        near: NearCopies,
+    ) -> Result<(Self, Guard)> {
+        Self::open_for(Purpose::Use, store, limits, Some(near)).await
     }
 
     /// Opens an archive whose figures may be damaged, so that a repair can mend them.
@@ -91,15 +115,17 @@ impl Archive {
     /// # Errors
     /// Those of [`open`](Self::open), but for `IndexDamaged`.
     pub async fn open_to_repair(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
-        Self::open_for(Purpose::Repair, store, limits).await
+        Self::open_for(Purpose::Repair, store, limits, None).await
     }
 
     async fn open_for(
         purpose: Purpose,
         store: Arc<dyn Store>,
         limits: Limits,
+        near: Option<NearCopies>,
     ) -> Result<(Self, Guard)> {
-        let figures = open::open(&*store, purpose).await?;
+        let (figures, near) = open::open(&*store, purpose, near).await?;
+        let digests = Arc::new(Digests::default());
         let metrics = Arc::new(Metrics::default());
         let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
         let (publish, committed) = watch::channel(figures.next - 1);
@@ -108,8 +134,8 @@ impl Archive {
             Arc::clone(&store),
             limits,
             Arc::clone(&metrics),
-            publish,
-            figures,
+            (publish, Arc::clone(&digests)),
+            (figures, near),
         );
         let writer = tokio::spawn(writer.run(jobs, stop.clone()));
         let guard = Guard {
@@ -125,6 +151,8 @@ impl Archive {
             queue,
             queue_bytes,
             committed,
+            digests,
+            near,
             follower: OnceLock::new(),
         };
         Ok((
@@ -133,6 +161,14 @@ impl Archive {
             },
             guard,
         ))
+    }
+
+    /// Compresses an article and takes it apart for the indexes of this archive.
+    ///
+    /// # Errors
+    /// `Internal` if the compressor fails.
+    pub fn prepare(&self, article: Hashed) -> Result<Prepared> {
+        article.prepare(self.inner.near)
     }
 
     /// Stores one article, and returns when it would survive a power cut.
@@ -236,10 +272,16 @@ impl Archive {
         self.inner.store.engine()
     }
 
+    /// Whether the archive can be asked for near copies.
+    #[must_use]
+    pub fn near_copies(&self) -> NearCopies {
+        self.inner.near
+    }
+
     /// The format of the archive.
     #[must_use]
     pub const fn format(&self) -> u8 {
-        record::FORMAT
+        record::ARCHIVE_FORMAT
     }
 }
 

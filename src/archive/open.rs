@@ -1,12 +1,14 @@
 //! What has to be right before an archive is opened: its format, its figures, and that no record
-//! stands behind the sequence that the next one gets.
+//! stands behind the sequence that the next one gets. Archives of an older format, and those that
+//! are to answer other questions than before, get the digests in table `d` that they lack.
 
 use super::backup::ArchiveId;
 use super::commit::{self, Figures};
 use super::reader::short_answer;
+use super::walk::{LogWalk, Pace};
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, Sequence, meta};
-use crate::record::{self, Totals};
+use crate::key::{self, IndexFacts, NearCopies, Sequence, meta};
+use crate::record::{self, ARCHIVE_FORMAT, Content, Totals};
 use crate::store::{Direction, Durability, Scan, Store};
 
 /// What an archive is opened for.
@@ -21,8 +23,65 @@ pub(super) enum Purpose {
     Restore,
 }
 
+/// Opens an archive, or begins one in an empty store. Returns its figures, and whether it can be
+/// asked for near copies: as `near` says, or as it was.
+pub(super) async fn open(
+    store: &dyn Store,
+    purpose: Purpose,
+    near: Option<NearCopies>,
+) -> Result<(Figures, NearCopies)> {
+    let figures = figures(store, purpose, near).await?;
+    let keys = vec![meta::format(), meta::near_copies()];
+    let values = store.get_many(keys).await?;
+    let [Some(format), switch] = values.as_slice() else {
+        return Err(lost("format"));
+    };
+    let had = switch
+        .as_ref()
+        .map(|switch| record::decode_near_copies(switch))
+        .transpose();
+    let had = match had {
+        Err(error) if purpose != Purpose::Repair => return Err(error),
+        had => had.unwrap_or_default(),
+    };
+    let near = near.or(had).unwrap_or(NearCopies::On);
+    if record::decode_format(format)? != ARCHIVE_FORMAT || had != Some(near) {
+        write_digests(store, figures.next - 1, near).await?;
+    }
+    Ok((figures, near))
+}
+
+/// Writes the values of table `d` anew, from the log. If that is interrupted, the next open does it
+/// again.
+async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> Result<()> {
+    if last > 0 {
+        tracing::info!(articles = last, "writing the digests of all articles anew");
+    }
+    let mut walk = LogWalk::to(store, last);
+    let mut pace = Pace::new(0);
+    while let Some(step) = walk.next(&mut pace).await? {
+        let mut rows = Vec::new();
+        for raw in step.records {
+            match raw.decode() {
+                Ok(record) => {
+                    if let Content::Article(article) = &record.content {
+                        let facts = IndexFacts::of(article, record.id, near);
+                        rows.extend(record::index_rows(&facts, raw.sequence));
+                    }
+                }
+                // A check will tell, and a repair make up for it.
+                Err(error) => tracing::error!(%error, "a record without a digest"),
+            }
+        }
+        let batch = commit::digests_batch(rows);
+        store.write(batch, Durability::Buffered).await?;
+    }
+    let batch = commit::format_batch(near);
+    store.write(batch, Durability::Synced).await
+}
+
 /// Reads the figures of an archive, or begins one in an empty store.
-pub(super) async fn open(store: &dyn Store, purpose: Purpose) -> Result<Figures> {
+async fn figures(store: &dyn Store, purpose: Purpose, near: Option<NearCopies>) -> Result<Figures> {
     let (archive_id, next) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
         Ok(None) => (random_id()?, 1),
@@ -37,7 +96,8 @@ pub(super) async fn open(store: &dyn Store, purpose: Purpose) -> Result<Figures>
         next,
         totals: Totals::default(),
     };
-    let batch = commit::first_batch(archive_id, figures);
+    let near = near.unwrap_or(NearCopies::On);
+    let batch = commit::first_batch(archive_id, figures, near);
     store.write(batch, Durability::Synced).await?;
     Ok(figures)
 }
@@ -63,13 +123,10 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         return Err(lost("format"));
     };
     let format = record::decode_format(format)?;
-    if format != record::FORMAT {
+    if format == 0 || format > ARCHIVE_FORMAT {
         return Err(Error::new(
             Reason::FormatUnsupported,
-            format!(
-                "the archive has format {format}, this version reads {}",
-                record::FORMAT
-            ),
+            format!("the archive has format {format}, this version reads 1 to {ARCHIVE_FORMAT}"),
         ));
     }
     if let (Some(end), Purpose::Use) = (restoring, purpose) {
@@ -99,7 +156,7 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         // Archives were begun without an id once. One that has lost its own gets a new one too, and
         // its next backup is a whole one.
         tracing::warn!("the archive has no id and gets one");
-        let batch = commit::first_batch(random_id()?, figures);
+        let batch = commit::id_batch(random_id()?);
         store.write(batch, Durability::Synced).await?;
     }
     // It is needed by backups only, but one that is damaged should be noticed before the next.

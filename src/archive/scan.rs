@@ -24,6 +24,9 @@ use crate::store::Direction;
 /// What an article takes in a message besides its text: hashes, times, tags and lengths.
 const ARTICLE_OVERHEAD_BYTES: usize = 256;
 
+/// What a deletion takes in a message: its id, its reason of at most 1024 bytes, and numbers.
+const SMALL_BYTES: usize = 1280;
+
 /// How much of each article is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -57,13 +60,15 @@ pub struct Page {
 
 /// What is left of a budget.
 #[derive(Debug)]
-pub(super) struct Room {
+pub struct Room {
     budget: PageBudget,
     is_empty: bool,
 }
 
 impl Room {
-    pub(super) fn new(budget: &PageBudget) -> Self {
+    /// All of a budget.
+    #[must_use]
+    pub fn new(budget: &PageBudget) -> Self {
         Self {
             budget: *budget,
             is_empty: true,
@@ -71,7 +76,7 @@ impl Room {
     }
 
     /// Makes room for an article, or says that there is none. The first one always fits.
-    pub(super) fn take(&mut self, article: &Article) -> bool {
+    pub fn take(&mut self, article: &Article) -> bool {
         let body_bytes = match self.budget.view {
             View::Head => article.body().len(),
             View::Full => 0,
@@ -84,6 +89,13 @@ impl Room {
         self.budget.articles_max -= 1;
         self.budget.bytes_max = self.budget.bytes_max.saturating_sub(bytes);
         true
+    }
+
+    /// Makes room for something that is no article.
+    pub(super) fn take_small(&mut self) {
+        self.is_empty = false;
+        self.budget.articles_max = self.budget.articles_max.saturating_sub(1);
+        self.budget.bytes_max = self.budget.bytes_max.saturating_sub(SMALL_BYTES);
     }
 
     pub(super) fn is_full(&self) -> bool {
@@ -286,7 +298,7 @@ impl Archive {
         })
     }
 
-    async fn heads(&self, candidates: &[Candidate]) -> Result<Vec<Bytes>> {
+    pub(super) async fn heads(&self, candidates: &[Candidate]) -> Result<Vec<Bytes>> {
         let unknown: Vec<Sequence> = candidates
             .iter()
             .filter(|c| c.head.is_none())

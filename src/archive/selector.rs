@@ -118,6 +118,20 @@ impl Selector {
         })
     }
 
+    /// The selector of all articles.
+    #[must_use]
+    pub fn everything() -> Self {
+        Self {
+            sources: Vec::new(),
+            published_after: None,
+            published_before: None,
+            url: None,
+            body_hash: None,
+            min_sequence: 1,
+            max_sequence: Sequence::MAX,
+        }
+    }
+
     /// Whether an article is meant.
     #[must_use]
     pub fn matches(&self, sequence: Sequence, article: &Article) -> bool {
@@ -146,7 +160,9 @@ impl Selector {
         (self.min_sequence..=self.max_sequence).contains(&sequence)
     }
 
-    pub(super) fn sources(&self) -> &[String] {
+    /// The sources, in byte order; none if all are meant.
+    #[must_use]
+    pub fn sources(&self) -> &[String] {
         &self.sources
     }
 
@@ -158,12 +174,28 @@ impl Selector {
         self.body_hash.as_ref().map(ShortHash::of)
     }
 
-    pub(super) fn min_sequence(&self) -> Sequence {
+    /// The first sequence that is meant.
+    #[must_use]
+    pub fn min_sequence(&self) -> Sequence {
         self.min_sequence
     }
 
-    pub(super) fn max_sequence(&self) -> Sequence {
+    /// The last sequence that is meant.
+    #[must_use]
+    pub fn max_sequence(&self) -> Sequence {
         self.max_sequence
+    }
+
+    /// The first time that is meant, inclusive.
+    #[must_use]
+    pub fn published_after(&self) -> Option<Timestamp> {
+        self.published_after
+    }
+
+    /// The first time that is not meant any more.
+    #[must_use]
+    pub fn published_before(&self) -> Option<Timestamp> {
+        self.published_before
     }
 
     pub(super) fn bounds_dates(&self) -> bool {
@@ -223,8 +255,14 @@ pub struct Query {
 impl Query {
     /// What the page tokens of this query carry. Tokens never expire, so these bytes are for ever.
     pub(super) fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.description(b"articles"))
+    }
+
+    /// What tells this query from all others, after what tells its kind from others.
+    #[must_use]
+    pub fn description(&self, kind: &[u8]) -> Vec<u8> {
         let selector = &self.selector;
-        let mut bytes = b"articles".to_vec();
+        let mut bytes = kind.to_vec();
         let mut add = |part: &[u8]| {
             bytes.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
             bytes.extend_from_slice(part);
@@ -254,7 +292,7 @@ impl Query {
             .sources
             .iter()
             .for_each(|source| add(source.as_bytes()));
-        Fingerprint::of(&bytes)
+        bytes
     }
 }
 

@@ -20,17 +20,19 @@ const TOKEN_CHARS_MAX: usize = 1024;
 
 /// What tells the tokens of one query from those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fingerprint([u8; 8]);
+pub struct Fingerprint([u8; 8]);
 
 impl Fingerprint {
     /// Hashes a description of the query.
-    pub(super) fn of(query: &[u8]) -> Self {
+    #[must_use]
+    pub fn of(query: &[u8]) -> Self {
         Self(short(query))
     }
 }
 
 /// Writes a token.
-pub(super) fn encode(fingerprint: Fingerprint, position: &[u8]) -> String {
+#[must_use]
+pub fn encode(fingerprint: Fingerprint, position: &[u8]) -> String {
     let mut bytes = vec![VERSION];
     bytes.extend_from_slice(&fingerprint.0);
     bytes.extend_from_slice(position);
@@ -39,7 +41,10 @@ pub(super) fn encode(fingerprint: Fingerprint, position: &[u8]) -> String {
 }
 
 /// Reads the position from a token of the same query; an error names the field `page_token`.
-pub(super) fn decode(token: &str, fingerprint: Fingerprint) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// `PageTokenInvalid`, `PageTokenMismatch`.
+pub fn decode(token: &str, fingerprint: Fingerprint) -> Result<Vec<u8>> {
     let field = "page_token";
     let (found, position) = parse(token).ok_or_else(|| {
         let what = format!("{} is not a token that this service made", excerpt(token));

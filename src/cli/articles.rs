@@ -268,6 +268,13 @@ pub(super) async fn stats(
             ("backup_error", json!(stats.backup_error)),
         ]);
     }
+    if let Some(sequence) = stats.search_sequence {
+        lines.extend([
+            ("search_sequence", json!(sequence)),
+            ("search_disk_bytes", json!(stats.search_disk_bytes())),
+            ("search_error", json!(stats.search_error)),
+        ]);
+    }
     if json {
         let object = lines
             .into_iter()

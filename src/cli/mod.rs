@@ -2,15 +2,20 @@
 
 mod articles;
 mod backup;
+mod copies;
 mod export;
 mod heal;
 mod import;
 mod output;
 mod restore;
+mod revisions;
 mod scrub;
+mod search;
 mod select;
 mod serve;
+mod timeline;
 mod verify;
+mod watch;
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -90,6 +95,18 @@ enum Command {
     Export(export::Args),
     /// List the sources and their figures
     Sources,
+    /// List the articles at a URL, the first stored first, or show what changed between two
+    Revisions(revisions::Args),
+    /// List the copies of an article: the same body, and bodies with small edits
+    Copies(copies::Args),
+    /// Print every change of the archive as it comes, from any sequence on
+    Watch(watch::Args),
+    /// Draw how many articles were published when
+    Timeline(timeline::Args),
+    /// Find articles by their words
+    Search(search::Args),
+    /// Throw the search index of a server away and build it anew
+    Reindex,
     /// Delete an article for good; a tombstone with the reason stays
     Delete(articles::DeleteArgs),
     /// Check the whole archive, and with --repair mend it
@@ -240,6 +257,9 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
         };
         target = Target::DamagedArchive(locator.clone(), options);
     }
+    if let (Target::Archive(locator, options), Command::Search(_)) = (&target, &command) {
+        target = Target::SearchedArchive(locator.clone(), *options);
+    }
     let client = Client::connect(&target).await?;
     let result = run_on(command, &client, shared.json, out).await;
     let closed = client.close().await;
@@ -267,6 +287,12 @@ async fn run_on(
         Command::Import(args) => import::run(args, client, json, out).await,
         Command::Export(args) => export::run(args, client, json, out).await,
         Command::Sources => select::sources(client, json, out).await,
+        Command::Revisions(args) => revisions::run(args, client, json, out).await,
+        Command::Copies(args) => copies::run(args, client, json, out).await,
+        Command::Watch(args) => watch::run(args, client, json, out).await,
+        Command::Timeline(args) => timeline::run(args, client, json, out).await,
+        Command::Search(args) => search::search(args, client, json, out).await,
+        Command::Reindex => search::reindex(client, json, out).await,
         Command::Delete(args) => articles::delete(args, client, json, out).await,
         Command::Verify(args) => verify::run(args, client, json, out).await,
         Command::Backup(args) => backup::run(args, client, json, out).await,

@@ -22,7 +22,7 @@ pub(super) fn time_of(time: Option<prost_types::Timestamp>) -> Option<Timestamp>
 }
 
 /// A date for people: to the second, and of fixed width.
-fn date_text(time: Option<prost_types::Timestamp>) -> String {
+pub(super) fn date_text(time: Option<prost_types::Timestamp>) -> String {
     const WIDTH: usize = "YYYY-MM-DDTHH:MM:SS".len();
     let text = time_of(time).map_or_else(|| "undated".to_owned(), |time| time.to_string());
     let text: String = text.chars().take(WIDTH).collect();

@@ -14,13 +14,13 @@ use crate::error::{Error, Kind, Reason, Result, excerpt};
 use crate::rpc::{error_of, proto, timestamp_of};
 
 /// Articles or sources asked for at a time.
-const PAGE_SIZE: i32 = 1000;
+pub(super) const PAGE_SIZE: i32 = 1000;
 
-/// How often a scan that broke off without any progress is taken up again.
-const RESUMES_MAX: usize = 5;
+/// How often a stream that broke off without any progress is taken up again.
+pub(super) const RESUMES_MAX: usize = 5;
 
 /// The pause before that, in which a server can be restarted.
-const RESUME_DELAY: Duration = Duration::from_secs(1);
+pub(super) const RESUME_DELAY: Duration = Duration::from_secs(1);
 
 /// Which articles.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -54,7 +54,7 @@ pub(super) struct SelectorArgs {
 }
 
 impl SelectorArgs {
-    fn message(&self) -> proto::ArticleSelector {
+    pub(super) fn message(&self) -> proto::ArticleSelector {
         proto::ArticleSelector {
             sources: self.sources.clone(),
             published_after: self.after.map(timestamp_of),

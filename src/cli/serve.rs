@@ -5,15 +5,18 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Outcome, Shared, scrub};
 use crate::archive::backup::Follower;
-use crate::archive::{Archive, Limits};
+use crate::archive::{Archive, Limits, NearCopies};
+use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, ServeOptions};
+use crate::rpc::{self, ServeOptions, Services};
+use crate::search::Search;
 use crate::store;
 
 /// The exit code of a process that a second signal ended at once.
@@ -57,9 +60,28 @@ pub(super) struct Args {
         default_value_t = 16
     )]
     scrub_rate_mib: u32,
+    /// Whether to find near copies, which needs a sketch of every article; a change reads the whole
+    /// archive once [default: as before, on for a new archive]
+    #[arg(long, value_name = "SWITCH", env = "PRESSMARK_NEAR_COPIES")]
+    near_copies: Option<Switch>,
+    /// Whether to serve full-text search, whose index is kept in the archive's folder
+    #[arg(
+        long,
+        value_name = "SWITCH",
+        env = "PRESSMARK_SEARCH",
+        default_value = "on"
+    )]
+    search: Switch,
     /// A folder, better on another disk, into which a backup follows the archive
     #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
     backup_to: Option<PathBuf>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 /// Reads a duration; a bare 0 needs no unit.
@@ -85,7 +107,17 @@ pub(super) async fn run(
     })?;
     let address = listener.local_addr()?;
     let store = store::open(&locator, shared.store_options()).await?;
-    let (archive, guard) = Archive::open(store, Limits::default()).await?;
+    let limits = Limits::default();
+    let (archive, guard) = match args.near_copies {
+        None => Archive::open(store, limits).await?,
+        Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await?,
+        Some(Switch::Off) => Archive::open_with(store, limits, NearCopies::Off).await?,
+    };
+    let search = match args.search {
+        Switch::On => Some(Search::open(archive.clone(), search_place(&locator))?),
+        Switch::Off => None,
+    };
+    let (search, search_guard) = search.unzip();
     let stopping = CancellationToken::new();
     let follower = match &args.backup_to {
         Some(folder) => {
@@ -112,7 +144,8 @@ pub(super) async fn run(
         };
         tokio::spawn(scrub::run(archive.clone(), schedule))
     });
-    let served = rpc::serve(archive, listener, stop, options).await;
+    let services = Services { archive, search };
+    let served = rpc::serve(services, listener, stop, options).await;
     if let Some(scrub) = scrub {
         // It only reads, and begins anew at the next start.
         scrub.abort();
@@ -123,6 +156,11 @@ pub(super) async fn run(
         && let Ok(Err(error)) = follower.await
     {
         tracing::error!(%error, "the backup lacks what came last");
+    }
+    if let Some(search) = search_guard
+        && let Err(error) = search.close().await
+    {
+        tracing::error!(%error, "the search index ends badly");
     }
     guard.close().await?;
     served?;

@@ -2,7 +2,9 @@
 //!
 //! ```text
 //! h  sequence:8  state:1 (0 stored, 1 deleted, 2 quarantined)
+//! d  source:8 (first bytes of its BLAKE3 hash)  sketch:16 (unless the archive does without)
 //! m  format          version:1
+//! m  near_copies     0 without sketches, 1 with
 //! m  archive_id      random:16   (chosen once, tells this archive and its backups from others)
 //! m  restoring       sequence:8  (only while a restore is not finished: where it will end)
 //! m  scrub           finished:12 (as archived_at of a record)  duration ms:8  records:8  findings:8
@@ -11,9 +13,13 @@
 //! m  source/{name}   articles:8  first date:12  last date:12   (times as in keys)
 //! ```
 
-use crate::article::Timestamp;
+use crate::article::{ContentHash, SKETCH_BYTES, Sketch, Timestamp};
 use crate::error::{Error, Reason, Result};
-use crate::key::{Sequence, SortTime};
+use crate::key::{IndexFacts, NearCopies, Sequence, SortTime, TABLE_DATE};
+
+/// The format of archives that this version writes. It reads those of format 1 as well, whose table
+/// `d` has no values, and brings them to this one when it opens them.
+pub const ARCHIVE_FORMAT: u8 = 2;
 
 /// What became of an article.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +90,92 @@ impl HashEntry {
         };
         read().ok_or_else(|| damaged("table h", value))
     }
+}
+
+/// What stands for a source where there is no room for its name. Two names of one archive are not
+/// expected to share one by chance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceMark(u64);
+
+impl SourceMark {
+    /// The mark of a source.
+    #[must_use]
+    pub fn of(source: &str) -> Self {
+        let hash = ContentHash::of(source.as_bytes());
+        let (first, _) = hash
+            .as_bytes()
+            .split_first_chunk()
+            .unwrap_or((&[0; 8], &[]));
+        Self(u64::from_be_bytes(*first))
+    }
+}
+
+/// What table `d` says of an article besides its date: enough to count articles, and to find near
+/// copies, without reading one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Its source.
+    pub source: SourceMark,
+    /// By what its near copies are found, unless the archive does without.
+    pub sketch: Option<Sketch>,
+}
+
+impl Digest {
+    /// The digest of an article.
+    #[must_use]
+    pub fn of(facts: &IndexFacts) -> Self {
+        Self {
+            source: SourceMark::of(&facts.source),
+            sketch: facts.sketch,
+        }
+    }
+
+    /// Writes the value.
+    #[must_use]
+    pub fn encode(self) -> Vec<u8> {
+        let mut value = self.source.0.to_be_bytes().to_vec();
+        value.extend(self.sketch.iter().flat_map(|sketch| sketch.to_bytes()));
+        value
+    }
+
+    /// Reads the value.
+    ///
+    /// # Errors
+    /// `IndexDamaged` if it is not one.
+    pub fn decode(value: &[u8]) -> Result<Self> {
+        let read = || {
+            let (source, sketch) = value.split_first_chunk()?;
+            let sketch = match sketch {
+                [] => None,
+                sketch => {
+                    let bytes: [u8; SKETCH_BYTES] = sketch.try_into().ok()?;
+                    Some(Sketch::from_bytes(bytes))
+                }
+            };
+            Some(Self {
+                source: SourceMark(u64::from_be_bytes(*source)),
+                sketch,
+            })
+        };
+        read().ok_or_else(|| damaged("table d", value))
+    }
+}
+
+/// The index rows that exist as long as an article does, with their values: all but the one in
+/// table `h`.
+#[must_use]
+pub fn index_rows(facts: &IndexFacts, sequence: Sequence) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let digest = Digest::of(facts);
+    let rows = facts.rows(sequence).into_iter();
+    rows.map(|key| {
+        let value = if key.first() == Some(&TABLE_DATE) {
+            digest.encode()
+        } else {
+            Vec::new()
+        };
+        (key, value)
+    })
+    .collect()
 }
 
 /// Figures about the whole archive.
@@ -262,6 +354,24 @@ pub fn decode_sequence(value: &[u8]) -> Result<Sequence> {
     Ok(Sequence::from_be_bytes(bytes))
 }
 
+/// Writes the value of `near_copies`.
+#[must_use]
+pub fn encode_near_copies(near: NearCopies) -> Vec<u8> {
+    vec![u8::from(near == NearCopies::On)]
+}
+
+/// Reads the value of `near_copies`.
+///
+/// # Errors
+/// `IndexDamaged` if it is not one.
+pub fn decode_near_copies(value: &[u8]) -> Result<NearCopies> {
+    match value {
+        [0] => Ok(NearCopies::Off),
+        [1] => Ok(NearCopies::On),
+        _ => Err(damaged("the switch of near copies", value)),
+    }
+}
+
 /// Reads the value of `format`.
 ///
 /// # Errors
@@ -330,6 +440,21 @@ mod tests {
         assert_eq!(ScrubResult::decode(&scrub.encode()).unwrap(), scrub);
         assert_eq!(decode_sequence(&5_u64.to_be_bytes()).unwrap(), 5);
         assert_eq!(decode_format(&[1]).unwrap(), 1);
+
+        let mut digest = Digest {
+            source: SourceMark::of(""),
+            sketch: None,
+        };
+        assert_eq!(
+            digest.encode(),
+            [0xaf, 0x13, 0x49, 0xb9, 0xf5, 0xf9, 0xa1, 0xa6]
+        );
+        assert_eq!(Digest::decode(&digest.encode()).unwrap(), digest);
+        digest.sketch = Some(Sketch::of("body"));
+        assert_eq!(Digest::decode(&digest.encode()).unwrap(), digest);
+        for near in [NearCopies::On, NearCopies::Off] {
+            assert_eq!(decode_near_copies(&encode_near_copies(near)).unwrap(), near);
+        }
     }
 
     #[test]
@@ -340,11 +465,12 @@ mod tests {
                 HashEntry::decode(&value).is_ok() == (length == 9),
                 Totals::decode(&value).is_ok() == (length == 32),
                 SourceStats::decode(&value).is_ok() == (length == 32),
+                Digest::decode(&value).is_ok() == (length == 8 || length == 24),
                 ScrubResult::decode(&value).is_ok() == (length == 36),
                 decode_sequence(&value).is_ok() == (length == 8),
                 decode_format(&value).is_ok() == (length == 1),
             ];
-            assert_eq!(read, [true; 6], "{length}");
+            assert_eq!(read, [true; 7], "{length}");
         }
     }
 }

@@ -7,15 +7,19 @@ use tonic::{Request, Response, Status};
 
 use super::convert::{count, limits_message, status_of, stopping, timestamp_of};
 use super::proto::admin_service_server::AdminService;
+use super::questions::search_of;
 use super::verify::Verify;
 use super::{ResponseStream, proto};
 use crate::archive::backup::Backup;
-use crate::archive::{Archive, ScrubResult};
+use crate::archive::{Archive, NearCopies, ScrubResult};
+use crate::search::Search;
 
 /// Answers questions about the server and the archive.
 #[derive(Debug)]
 pub(super) struct Admin {
     pub(super) archive: Archive,
+    /// Full-text search, if the server has it.
+    pub(super) search: Option<Search>,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
 }
@@ -62,6 +66,8 @@ impl AdminService for Admin {
             engine: self.archive.engine().to_owned(),
             role: proto::ServerRole::Writer.into(),
             limits: Some(limits_message(self.archive.limits())),
+            near_copies: Some(self.archive.near_copies() == NearCopies::On),
+            search: Some(self.search.is_some()),
         }))
     }
 
@@ -76,6 +82,7 @@ impl AdminService for Admin {
             .map_err(|error| status_of(&error))?;
         let metrics = self.archive.metrics();
         let backup = self.archive.backup_status();
+        let search = self.search.as_ref().map(Search::status);
         Ok(Response::new(proto::GetStatsResponse {
             article_count: Some(stats.totals.article_count),
             deleted_count: Some(stats.totals.deleted_count),
@@ -100,6 +107,19 @@ impl AdminService for Admin {
                 .as_ref()
                 .and_then(|backup| u64::try_from(backup.behind.as_millis()).ok()),
             backup_error: backup.and_then(|backup| backup.error).unwrap_or_default(),
+            search_sequence: search.as_ref().map(|search| search.sequence),
+            search_disk_bytes: self.search.as_ref().map(Search::disk_bytes),
+            search_error: search.and_then(|search| search.error).unwrap_or_default(),
+        }))
+    }
+
+    async fn rebuild_search_index(
+        &self,
+        _request: Request<proto::RebuildSearchIndexRequest>,
+    ) -> Result<Response<proto::RebuildSearchIndexResponse>, Status> {
+        let search = search_of(self.search.as_ref()).map_err(|error| status_of(&error))?;
+        Ok(Response::new(proto::RebuildSearchIndexResponse {
+            last_sequence: Some(search.rebuild()),
         }))
     }
 }

@@ -14,10 +14,12 @@ use super::convert::{
 use super::import;
 use super::proto;
 use super::proto::article_service_server::ArticleService;
+use super::watch::Watch;
 use super::wire::ImportArticlesRequest;
 use crate::archive::{Archive, Direction, Order, PageBudget, Query, StoredArticle, View};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
+use crate::search::Search;
 
 /// Chunks of a scan that may wait for a slow reader.
 const SCAN_CHUNKS_AHEAD: usize = 1;
@@ -26,6 +28,8 @@ const SCAN_CHUNKS_AHEAD: usize = 1;
 #[derive(Clone, Debug)]
 pub(super) struct Articles {
     pub(super) archive: Archive,
+    /// Full-text search, if the server has it.
+    pub(super) search: Option<Search>,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
 }
@@ -34,6 +38,7 @@ pub(super) struct Articles {
 impl ArticleService for Articles {
     type ImportArticlesStream = ResponseStream<proto::ImportArticlesResponse>;
     type ScanArticlesStream = ResponseStream<proto::ScanArticlesResponse>;
+    type WatchArticlesStream = ResponseStream<proto::WatchArticlesResponse>;
 
     async fn put_article(
         &self,
@@ -124,6 +129,46 @@ impl ArticleService for Articles {
     ) -> Result<Response<proto::ListSourcesResponse>, Status> {
         answer(self.sources(request.into_inner()).await)
     }
+
+    async fn list_revisions(
+        &self,
+        request: Request<proto::ListRevisionsRequest>,
+    ) -> Result<Response<proto::ListRevisionsResponse>, Status> {
+        answer(self.revisions(request.into_inner()).await)
+    }
+
+    async fn list_copies(
+        &self,
+        request: Request<proto::ListCopiesRequest>,
+    ) -> Result<Response<proto::ListCopiesResponse>, Status> {
+        answer(self.copies(request.into_inner()).await)
+    }
+
+    async fn watch_articles(
+        &self,
+        request: Request<proto::WatchArticlesRequest>,
+    ) -> Result<Response<Self::WatchArticlesStream>, Status> {
+        let (archive, stop) = (self.archive.clone(), self.stop.clone());
+        let watch = Watch::new(archive, stop, request.into_inner());
+        let watch = watch.map_err(|error| status_of(&error))?;
+        let (messages, stream) = mpsc::channel(1);
+        tokio::spawn(watch.run(messages));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn get_timeline(
+        &self,
+        request: Request<proto::GetTimelineRequest>,
+    ) -> Result<Response<proto::GetTimelineResponse>, Status> {
+        answer(self.timeline(request.into_inner()).await)
+    }
+
+    async fn search_articles(
+        &self,
+        request: Request<proto::SearchArticlesRequest>,
+    ) -> Result<Response<proto::SearchArticlesResponse>, Status> {
+        answer(self.search(request.into_inner()).await)
+    }
 }
 
 fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
@@ -135,7 +180,7 @@ impl Articles {
         let article = request
             .article
             .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;
-        let prepared = import::prepare(article)
+        let prepared = import::prepare(&self.archive, article)
             .await
             .map_err(|error| error.within("article"))?;
         self.archive.put(prepared).await.map(put_message)
@@ -210,12 +255,7 @@ impl Articles {
         let order = Order::Published(Direction::Descending);
         let query = query_of(request.selector, request.order, order, limits)?;
         let view = view_of(request.view, View::Head)?;
-        let articles_max = limits.page_size(request.page_size)?;
-        let budget = PageBudget {
-            view,
-            articles_max,
-            bytes_max: limits.response_bytes_max,
-        };
+        let budget = self.page_budget(view, request.page_size)?;
         let page = self
             .archive
             .page(&query, &request.page_token, &budget)
@@ -266,7 +306,7 @@ impl Articles {
     }
 }
 
-fn messages_of(articles: Vec<StoredArticle>, view: View) -> Vec<proto::Article> {
+pub(super) fn messages_of(articles: Vec<StoredArticle>, view: View) -> Vec<proto::Article> {
     articles
         .into_iter()
         .map(|article| message_of(article, view))

@@ -187,7 +187,7 @@ fn order_of(order: i32, default: Order) -> Result<Order> {
     }
 }
 
-fn unknown_value(field: &str, value: i32, known: &str) -> Error {
+pub(super) fn unknown_value(field: &str, value: i32, known: &str) -> Error {
     Error::field(
         Reason::ArgumentInvalid,
         field,
@@ -335,6 +335,9 @@ pub(super) fn limits_message(limits: &Limits) -> proto::Limits {
         queue_bytes_max: count(limits.queue_bytes_max),
         import_results_max: count(limits.import_results_max),
         connection_streams_max: u64::from(limits.connection_streams_max),
+        timeline_buckets_max: count(limits.timeline_buckets_max),
+        search_query_bytes_max: count(limits.search_query_bytes_max),
+        search_hits_max: count(limits.search_hits_max),
     }
 }
 

@@ -22,13 +22,14 @@ const ARTICLES_AT_A_TIME: usize = 256;
 /// Results in one message of an import. Many small messages would make HTTP/2 peers suspicious.
 const RESULTS_PER_MESSAGE: usize = 256;
 
-/// Validates, hashes and compresses an article.
-pub(super) async fn prepare(message: proto::Article) -> Result<Prepared> {
+/// Validates, hashes and compresses an article for an archive.
+pub(super) async fn prepare(archive: &Archive, message: proto::Article) -> Result<Prepared> {
     let (article, claimed) = article_of(message)?;
     let archived_at = now()?;
     let text_bytes = article.text_bytes();
+    let archive = archive.clone();
     work(text_bytes, move || {
-        Prepared::new(article, archived_at, claimed)
+        archive.prepare(Hashed::new(article, archived_at, claimed)?)
     })
     .await?
 }
@@ -142,13 +143,14 @@ async fn sort_articles(
     for article in hashed {
         incoming.push(article.map(|article| (known.next().flatten(), article)));
     }
-    let prepare = |(known, article): (Option<Put>, Hashed)| match known {
+    let archive = archive.clone();
+    let prepare = move |(known, article): (Option<Put>, Hashed)| match known {
         Some(put) => Ok(Incoming::Known(put)),
-        None => article.prepare().map(Box::new).map(Incoming::New),
+        None => archive.prepare(article).map(Box::new).map(Incoming::New),
     };
     let prepare_all = move || {
         let incoming = incoming.into_iter();
-        incoming.map(|article| article.and_then(prepare)).collect()
+        incoming.map(|article| article.and_then(&prepare)).collect()
     };
     work(text_bytes, prepare_all).await
 }

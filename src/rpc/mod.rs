@@ -6,8 +6,10 @@ mod article;
 mod convert;
 mod import;
 mod layer;
+mod questions;
 mod server;
 mod verify;
+mod watch;
 mod wire;
 
 use std::pin::Pin;
@@ -16,7 +18,7 @@ use futures_util::Stream;
 
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
 pub use self::server::{
-    CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ServeOptions, serve, serve_pipe,
+    CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ServeOptions, Services, serve, serve_pipe,
 };
 pub use self::wire::ImportArticlesRequest;
 

@@ -20,6 +20,7 @@ use super::proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADM
 use super::proto::article_service_server::{ArticleServiceServer, SERVICE_NAME as ARTICLE_SERVICE};
 use crate::archive::Archive;
 use crate::error::{Error, Reason, Result};
+use crate::search::Search;
 
 /// Bytes in flight per request, in either direction.
 pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -36,6 +37,23 @@ const PENDING_RESETS_MAX: usize = 200;
 
 /// The name under which health is asked for the whole server.
 const WHOLE_SERVER: &str = "";
+
+/// What is served.
+#[derive(Clone, Debug)]
+pub struct Services {
+    /// The archive.
+    pub archive: Archive,
+    /// Full-text search of it, unless the server does without.
+    pub search: Option<Search>,
+}
+
+impl From<Archive> for Services {
+    /// An archive without search.
+    fn from(archive: Archive) -> Self {
+        let search = None;
+        Self { archive, search }
+    }
+}
 
 /// How to serve.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +76,7 @@ impl Default for ServeOptions {
 /// # Errors
 /// `ServerUnreachable` if the listener fails.
 pub async fn serve(
-    archive: Archive,
+    services: impl Into<Services>,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send,
     options: ServeOptions,
@@ -67,7 +85,7 @@ pub async fn serve(
         .with_nodelay(Some(true))
         .with_keepalive(Some(KEEPALIVE_INTERVAL));
     let stopping = CancellationToken::new();
-    let (router, health) = router(archive, &stopping).await?;
+    let (router, health) = router(services.into(), &stopping).await?;
     let closing = stopping.clone();
     let serving = router.serve_with_incoming_shutdown(incoming, closing.cancelled_owned());
     tokio::pin!(serving);
@@ -89,11 +107,11 @@ pub async fn serve(
 /// # Errors
 /// `ServerUnreachable` if the pipe breaks.
 pub async fn serve_pipe(
-    archive: Archive,
+    services: Services,
     pipe: DuplexStream,
     stop: CancellationToken,
 ) -> Result<()> {
-    let (router, _health) = router(archive, &stop).await?;
+    let (router, _health) = router(services, &stop).await?;
     // The pipe is the only connection; the stream behind it never ends, the stop does.
     let incoming = pipe_stream(pipe);
     router
@@ -108,12 +126,14 @@ fn pipe_stream(pipe: DuplexStream) -> impl Stream<Item = std::io::Result<DuplexS
 }
 
 /// All services, and the handle that tells whether they serve.
-async fn router(archive: Archive, stop: &CancellationToken) -> Result<(Router, HealthReporter)> {
+async fn router(services: Services, stop: &CancellationToken) -> Result<(Router, HealthReporter)> {
+    let Services { archive, search } = services;
     let limits = *archive.limits();
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
     let articles = Articles {
         archive: archive.clone(),
+        search: search.clone(),
         stop: stop.clone(),
     };
     let articles = ArticleServiceServer::new(articles)
@@ -121,6 +141,7 @@ async fn router(archive: Archive, stop: &CancellationToken) -> Result<(Router, H
         .max_encoding_message_size(usize::MAX);
     let admin = AdminServiceServer::new(Admin {
         archive,
+        search,
         stop: stop.clone(),
     })
     .max_decoding_message_size(limits.message_bytes_max);

@@ -10,7 +10,7 @@ use pressmark::archive::{
 };
 use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::Reason;
-use pressmark::key::{self, IndexFacts, SortTime, meta};
+use pressmark::key::{self, IndexFacts, NearCopies, SortTime, meta};
 use pressmark::record::{EntryState, HashEntry, Totals};
 use pressmark::store::{Batch, Change, Direction, Durability, MemoryStore, Scan, Store};
 
@@ -78,7 +78,7 @@ fn remove(key: Vec<u8>) -> Vec<Change> {
 async fn lost_and_stray_rows_are_mended(engine: Engine) -> TestResult {
     let archive = filled(engine).await;
     let id = article(2).id();
-    let mut rows = IndexFacts::of(&article(2), id).rows(SMALL);
+    let mut rows = IndexFacts::of(&article(2), id, NearCopies::On).rows(SMALL);
     rows.extend([key::hash(&id), key::hash(&article(3).id())]);
     for row in rows {
         let counts = check(&archive, remove(row)).await;
@@ -97,7 +97,9 @@ async fn lost_and_stray_rows_are_mended(engine: Engine) -> TestResult {
         (key::hash(&id), b"short".to_vec()),
         (key::hash(&article(3).id()), entry(DELETED, stored)),
         (
-            IndexFacts::of(&article(2), id).rows(SMALL).remove(0),
+            IndexFacts::of(&article(2), id, NearCopies::On)
+                .rows(SMALL)
+                .remove(0),
             vec![1],
         ),
     ];

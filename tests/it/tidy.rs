@@ -19,12 +19,13 @@ const EDGES: &[(&str, &[&str])] = &[
         &["store", "key", "record", "article", "metrics", "error"],
     ),
     ("format", &["article", "error"]),
-    ("rpc", &["archive", "article", "metrics", "error"]),
-    ("client", &["rpc", "archive", "store", "error"]),
+    ("search", &["archive", "article", "error"]),
+    ("rpc", &["archive", "search", "article", "metrics", "error"]),
+    ("client", &["rpc", "archive", "search", "store", "error"]),
     (
         "cli",
         &[
-            "rpc", "client", "format", "archive", "store", "article", "metrics", "error",
+            "rpc", "client", "format", "archive", "search", "store", "article", "metrics", "error",
         ],
     ),
     ("main", &["cli"]),
@@ -47,6 +48,11 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "tonic::",
         &["src/rpc/", "src/client.rs"],
         "only rpc and client name tonic",
+    ),
+    (
+        "tantivy::",
+        &["src/search/"],
+        "only search names its engine",
     ),
     (
         "SystemTime::now",

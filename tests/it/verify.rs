@@ -3,7 +3,7 @@
 use pressmark::archive::{Order, Query, Selector, SelectorFields, VerifyReport};
 use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::{Error, Kind, Reason};
-use pressmark::key::{self, IndexFacts, ShortHash, SortTime, meta};
+use pressmark::key::{self, IndexFacts, NearCopies, ShortHash, SortTime, meta};
 use pressmark::record::{EntryState, HashEntry, SourceStats, Totals};
 use pressmark::store::{Batch, Change, Direction, Durability};
 
@@ -119,7 +119,7 @@ async fn a_whole_archive_has_no_findings(engine: Engine) -> TestResult {
 async fn lost_index_rows_are_found(engine: Engine) -> TestResult {
     let archive = filled(engine).await;
     let id = article(2).id();
-    let mut rows = IndexFacts::of(&article(2), id).rows(SMALL);
+    let mut rows = IndexFacts::of(&article(2), id, NearCopies::On).rows(SMALL);
     rows.push(key::hash(&id));
     assert_eq!(rows.len(), 5, "one row in each index table");
     for row in rows {
@@ -156,7 +156,7 @@ async fn stray_index_rows_are_found(engine: Engine) -> TestResult {
         key::dated(key::source_prefix("Nobody"), SortTime::UNDATED, SMALL),
         with(key::url_prefix(url)),
         with(key::body_prefix(body)),
-        IndexFacts::of(&article(3), article(3).id())
+        IndexFacts::of(&article(3), article(3).id(), NearCopies::On)
             .rows(DELETED)
             .remove(0),
         vec![key::TABLE_URL, 1, 2, 3],
@@ -172,8 +172,8 @@ async fn stray_index_rows_are_found(engine: Engine) -> TestResult {
         )
         .await;
     }
-    // The rows of the indexes have no values.
-    let row = IndexFacts::of(&article(2), article(2).id())
+    // A row with another value than its record asks for.
+    let row = IndexFacts::of(&article(2), article(2).id(), NearCopies::On)
         .rows(SMALL)
         .remove(0);
     check(

@@ -189,7 +189,10 @@ impl Archive {
     }
 
     /// The id that the record at a sequence names; the unknown one before the first.
-    async fn id_at(&self, sequence: Sequence) -> Result<ContentHash> {
+    ///
+    /// # Errors
+    /// `RecordDamaged` if there is none.
+    pub async fn id_at(&self, sequence: Sequence) -> Result<ContentHash> {
         if sequence == 0 {
             return Ok(UNKNOWN_ID);
         }

@@ -273,7 +273,7 @@ impl Archive {
     /// # Errors
     /// Those of [`open`](Self::open), `RestoreUnfinished` aside.
     pub async fn open_to_restore(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
-        Self::open_for(Purpose::Restore, store, limits).await
+        Self::open_for(Purpose::Restore, store, limits, None).await
     }
 
     /// Restores a chain of backups. A chain that begins at 1 needs an empty archive, or one that has

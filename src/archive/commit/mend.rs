@@ -95,6 +95,7 @@ impl Writer {
         let mut repair = Repair {
             reader: Reader::new(&*store, &metrics),
             last: self.figures.next - 1,
+            near: self.near,
             now,
             apply: Batches {
                 store: &*store,
@@ -105,6 +106,7 @@ impl Writer {
         let figures = repair.run().await?;
         let counts = repair.counts;
         self.figures = figures;
+        self.digests.forget();
         self.committed.send_replace(figures.next - 1);
         Ok(counts)
     }

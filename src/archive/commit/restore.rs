@@ -7,7 +7,7 @@ use super::super::reader::Reader;
 use super::{Plan, Writer, put_rows};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, IndexFacts, Sequence, meta};
+use crate::key::{self, IndexFacts, NearCopies, Sequence, meta};
 use crate::record::{self, Content, EntryState, HashEntry, Record, UNKNOWN_ID};
 use crate::store::{Batch, Durability};
 
@@ -43,7 +43,7 @@ impl Writer {
                     self.displace(article.id()).await?;
                 }
                 let known = self.known(&articles).await?;
-                let mut plan = Plan::new(self.figures, known.sources);
+                let mut plan = self.plan(known.sources);
                 for article in articles {
                     plan.add(article)?;
                 }
@@ -62,7 +62,7 @@ impl Writer {
         if matches!(record.content, Content::Tombstone { .. }) {
             self.displace(record.id).await?;
         }
-        let mut plan = Plan::new(self.figures, HashMap::new());
+        let mut plan = self.plan(HashMap::new());
         let sequence = plan.take_sequence()?;
         let Record {
             id,
@@ -120,7 +120,7 @@ impl Writer {
             return Ok(());
         }
         let stored = reader.record(entry.sequence).await?;
-        let mut plan = Plan::new(self.figures, HashMap::new());
+        let mut plan = self.plan(HashMap::new());
         self.unwrite(&mut plan, entry.sequence).await?;
         let rows = record::encode_quarantine(
             id,
@@ -156,7 +156,7 @@ impl Writer {
         let stored = reader.complete(article, head).await?;
         match stored.content {
             Content::Article(text) => {
-                let facts = IndexFacts::of(&text, stored.id);
+                let facts = IndexFacts::of(&text, stored.id, NearCopies::Off);
                 self.unindex(plan, &facts, article, extent, &text).await?;
                 Ok(true)
             }

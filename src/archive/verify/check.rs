@@ -13,7 +13,7 @@ use crate::archive::reader::Reader;
 use crate::archive::walk::{LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, INDEX_TABLES, IndexFacts, Sequence, TABLE_HASH};
+use crate::key::{self, INDEX_TABLES, IndexFacts, NearCopies, Sequence, TABLE_HASH};
 use crate::record::{Content, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID};
 
 /// A set of rows, as their number and the sum of their hashes. Sets that differ have the same sum
@@ -54,7 +54,7 @@ impl LogFacts {
                 self.totals.article_count += 1;
                 self.totals.text_bytes += u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
                 self.totals.stored_bytes += stored_bytes;
-                let facts = IndexFacts::of(article, record.id);
+                let facts = IndexFacts::of(article, record.id, NearCopies::Off);
                 let stats = self.sources.entry(facts.source);
                 stats.or_insert(SourceStats::EMPTY).add(facts.time);
             }
@@ -72,6 +72,7 @@ impl LogFacts {
 pub(super) struct Check<'a> {
     pub(super) reader: Reader<'a>,
     pub(super) as_of: Sequence,
+    pub(super) near: NearCopies,
     pub(super) pace: Pace,
     findings_max: usize,
     observer: Option<&'a Observer>,
@@ -87,12 +88,13 @@ impl<'a> Check<'a> {
     pub(super) fn new(
         reader: Reader<'a>,
         limits: &Limits,
-        as_of: Sequence,
+        (as_of, near): (Sequence, NearCopies),
         options: &'a VerifyOptions,
     ) -> Self {
         Self {
             reader,
             as_of,
+            near,
             pace: Pace::new(options.bytes_per_second_max),
             findings_max: limits.verify_findings_max,
             observer: options.observer.as_ref(),
@@ -261,7 +263,7 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        for row in asked_rows(sequence, record) {
+        for row in asked_rows(sequence, record, self.near) {
             let sum = self.asked.entry(row.table()).or_default();
             sum.add(&row.key, &row.value);
         }

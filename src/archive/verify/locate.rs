@@ -7,7 +7,7 @@ use super::{FindingKind, IndexRow, asked_rows};
 use crate::archive::reader::Reader;
 use crate::archive::walk::{LogWalk, RawRecord, TableWalk};
 use crate::error::Result;
-use crate::key::{self, Sequence, TABLE_HASH};
+use crate::key::{self, NearCopies, Sequence, TABLE_HASH};
 use crate::record::{self, Content, Record};
 use crate::store::Row;
 
@@ -35,7 +35,7 @@ impl Check<'_> {
         let reader = self.reader;
         let mut walk = LogWalk::to(reader.store(), self.as_of);
         while let Some(step) = walk.next(&mut self.pace).await? {
-            for missing in missing_rows(reader, suspects, &step.records).await? {
+            for missing in missing_rows(reader, suspects, &step.records, self.near).await? {
                 self.missing(&missing).await?;
             }
             self.tell();
@@ -45,7 +45,9 @@ impl Check<'_> {
             while let Some(rows) = walk.next(&mut self.pace).await? {
                 let named = |row: &Row| row_sequence(table, &row.key, &row.value);
                 let rows = rows.into_iter().filter(|row| named(row) <= self.as_of);
-                for row in stray_rows(reader, table, self.as_of, rows.collect()).await? {
+                for row in
+                    stray_rows(reader, table, (self.as_of, self.near), rows.collect()).await?
+                {
                     self.stray(table, named(&row));
                 }
                 self.tell();
@@ -99,6 +101,7 @@ pub(super) async fn missing_rows(
     reader: Reader<'_>,
     tables: &[u8],
     records: &[RawRecord],
+    near: NearCopies,
 ) -> Result<Vec<Missing>> {
     let mut missing = Vec::new();
     for some in records.chunks(RECORDS_MAX) {
@@ -106,7 +109,7 @@ pub(super) async fn missing_rows(
         for raw in some {
             // What is damaged has its own finding.
             let Ok(record) = raw.decode() else { continue };
-            for row in asked_rows(raw.sequence, &record) {
+            for row in asked_rows(raw.sequence, &record, near) {
                 if tables.contains(&row.table()) {
                     let record = record.clone();
                     let sequence = raw.sequence;
@@ -152,7 +155,7 @@ async fn needs(reader: Reader<'_>, head: Option<&Bytes>, asked: &Missing) -> Res
 pub(super) async fn stray_rows(
     reader: Reader<'_>,
     table: u8,
-    as_of: Sequence,
+    (as_of, near): (Sequence, NearCopies),
     rows: Vec<Row>,
 ) -> Result<Vec<Row>> {
     let named = |row: &Row| row_sequence(table, &row.key, &row.value);
@@ -167,7 +170,7 @@ pub(super) async fn stray_rows(
                 None => None,
             };
             let is_asked = match record {
-                Some(record) => asked_rows(sequence, &record)
+                Some(record) => asked_rows(sequence, &record, near)
                     .iter()
                     .any(|asked| row.key == asked.key && row.value == asked.value),
                 // Nobody knows what a damaged record asks for; it has a finding of its own.

@@ -26,8 +26,10 @@ use super::job::Job;
 use super::{Archive, writer_ended};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::Result;
-use crate::key::{self, IndexFacts, Sequence};
-use crate::record::{Content, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID};
+use crate::key::{self, IndexFacts, NearCopies, Sequence};
+use crate::record::{
+    self, Content, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID,
+};
 
 /// What is wrong with an archive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,7 +222,12 @@ impl Archive {
     pub async fn verify_with(&self, options: &VerifyOptions) -> Result<VerifyReport> {
         let deleted_before = self.inner.metrics.deleted.get();
         let mut snapshot = self.snapshot().await?;
-        let mut check = Check::new(self.reader(), &self.inner.limits, snapshot.as_of, options);
+        let mut check = Check::new(
+            self.reader(),
+            &self.inner.limits,
+            (snapshot.as_of, self.inner.near),
+            options,
+        );
         let walked = match check.log(&snapshot.beyond).await {
             Ok(()) => check.indexes().await,
             damaged => damaged,
@@ -297,16 +304,13 @@ impl IndexRow {
 
 /// The index rows that a record asks for. A quarantine needs its row only as long as no other record
 /// has the article.
-fn asked_rows(sequence: Sequence, record: &Record) -> Vec<IndexRow> {
+fn asked_rows(sequence: Sequence, record: &Record, near: NearCopies) -> Vec<IndexRow> {
     let entry = |state| IndexRow::of_id(&record.id, sequence, state);
     match &record.content {
         Content::Article(article) => {
-            let facts = IndexFacts::of(article, record.id);
-            let rows = facts.rows(sequence).into_iter();
-            let rows = rows.map(|key| IndexRow {
-                key,
-                value: Vec::new(),
-            });
+            let facts = IndexFacts::of(article, record.id, near);
+            let rows = record::index_rows(&facts, sequence).into_iter();
+            let rows = rows.map(|(key, value)| IndexRow { key, value });
             rows.chain([entry(EntryState::Stored)]).collect()
         }
         Content::Tombstone { .. } => vec![entry(EntryState::Deleted)],

@@ -20,7 +20,7 @@ use crate::archive::reader::Reader;
 use crate::archive::walk::{LogStep, LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
-use crate::key::{self, INDEX_TABLES, Sequence, TABLE_HASH, meta};
+use crate::key::{self, INDEX_TABLES, NearCopies, Sequence, TABLE_HASH, meta};
 use crate::record::{self, Content, EntryState, HashEntry, Record, Rows, SourceStats, UNKNOWN_ID};
 
 /// Records that one repair sets aside. An archive with more damage than that is better restored.
@@ -55,6 +55,8 @@ pub(in crate::archive) struct Repair<'a, A> {
     pub(in crate::archive) reader: Reader<'a>,
     /// The last sequence that was given.
     pub(in crate::archive) last: Sequence,
+    /// Whether the archive can be asked for near copies.
+    pub(in crate::archive) near: NearCopies,
     pub(in crate::archive) now: Timestamp,
     pub(in crate::archive) apply: A,
     pub(in crate::archive) counts: RepairCounts,
@@ -295,7 +297,9 @@ impl<A: Apply> Repair<'_, A> {
         while let Some(step) = walk.next(&mut pace).await? {
             let mut repeated = BTreeSet::new();
             let mut mends = Vec::new();
-            for missing in missing_rows(self.reader, &INDEX_TABLES, &step.records).await? {
+            for missing in
+                missing_rows(self.reader, &INDEX_TABLES, &step.records, self.near).await?
+            {
                 let is_article = matches!(missing.record.content, Content::Article(_));
                 if missing.row.table() == TABLE_HASH
                     && is_article
@@ -335,7 +339,7 @@ impl<A: Apply> Repair<'_, A> {
             let range = key::prefix_range(&[table]);
             let mut walk = TableWalk::new(self.reader.store(), range);
             while let Some(rows) = walk.next(&mut pace).await? {
-                let strays = stray_rows(self.reader, table, self.last, rows).await?;
+                let strays = stray_rows(self.reader, table, (self.last, self.near), rows).await?;
                 self.counts.removed_count += u64::try_from(strays.len()).unwrap_or(u64::MAX);
                 let mends = strays.into_iter().map(|row| Mend::Remove(row.key.to_vec()));
                 self.apply(mends.collect()).await?;

@@ -1,0 +1,201 @@
+//! `pressmark search` and `reindex`.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use serde_json::json;
+
+use super::output::{article_json, date_text, json_line};
+use super::select::{PAGE_SIZE, SelectorArgs};
+use super::{CommandResult, Outcome};
+use crate::client::{Client, message};
+use crate::error::{Reason, Result};
+use crate::rpc::proto;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to look for: words that must all be there, "phrases", -words that must not be there, OR,
+    /// and title:, body:, author: or source: before a word to look in one field
+    #[arg(required = true, value_name = "QUERY")]
+    query: Vec<String>,
+    #[command(flatten)]
+    selector: SelectorArgs,
+    /// The order
+    #[arg(long, value_enum, default_value_t = OrderArg::Relevance)]
+    order: OrderArg,
+    /// At most so many hits
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OrderArg {
+    Relevance,
+    PublishedDesc,
+    PublishedAsc,
+}
+
+impl OrderArg {
+    fn message(self) -> proto::SearchOrder {
+        match self {
+            Self::Relevance => proto::SearchOrder::Relevance,
+            Self::PublishedDesc => proto::SearchOrder::PublishedDesc,
+            Self::PublishedAsc => proto::SearchOrder::PublishedAsc,
+        }
+    }
+}
+
+pub(super) async fn search(
+    args: Args,
+    client: &Client,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    let mut left = args.limit;
+    let wanted = if client.is_local() {
+        last_sequence(client).await?
+    } else {
+        0
+    };
+    let mut request = proto::SearchArticlesRequest {
+        query: args.query.join(" "),
+        selector: Some(args.selector.message()),
+        order: args.order.message().into(),
+        min_index_sequence: wanted,
+        ..Default::default()
+    };
+    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut shown = 0_usize;
+    while left > 0 {
+        request.page_size = i32::try_from(left).unwrap_or(PAGE_SIZE).min(PAGE_SIZE);
+        let page = page(&request, client).await?;
+        if shown == 0 && !json {
+            super::complain(&format!("{} found", page.hit_count()));
+        }
+        shown += page.hits.len();
+        left = left.saturating_sub(page.hits.len());
+        for hit in &page.hits {
+            if json {
+                json_line(out, &hit_json(hit))?;
+            } else {
+                print_hit(hit, colours, out)?;
+            }
+        }
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// The index of an archive in this process has to catch up before it can answer.
+async fn last_sequence(client: &Client) -> Result<u64> {
+    let stats = message(client.admin().get_stats(proto::GetStatsRequest {}).await)?;
+    Ok(stats.last_sequence())
+}
+
+/// Asks for a page, again as long as the index is catching up.
+async fn page(
+    request: &proto::SearchArticlesRequest,
+    client: &Client,
+) -> Result<proto::SearchArticlesResponse> {
+    let mut reached = None;
+    loop {
+        let answer = message(client.articles().search_articles(request.clone()).await);
+        match answer {
+            Err(error) if error.reason() == Reason::SearchBehind => {
+                let stats = message(client.admin().get_stats(proto::GetStatsRequest {}).await)?;
+                if reached == stats.search_sequence {
+                    return Err(error);
+                }
+                tracing::warn!(%error, "waiting for the search index");
+                reached = stats.search_sequence;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+fn hit_json(hit: &proto::SearchHit) -> serde_json::Value {
+    let parts = |parts: &[proto::TextPart]| {
+        let parts = parts.iter();
+        let parts = parts.map(|part| json!({"text": part.text, "is_match": part.is_match}));
+        parts.collect::<Vec<_>>()
+    };
+    let article = hit.article.clone().unwrap_or_default();
+    json!({
+        "score": hit.score, "title": parts(&hit.title), "snippet": parts(&hit.snippet),
+        "article": article_json(&article, false),
+    })
+}
+
+/// Prints a hit as two lines: the article, and the place in its body.
+fn print_hit(
+    hit: &proto::SearchHit,
+    colours: bool,
+    out: &mut (dyn Write + Send),
+) -> io::Result<()> {
+    let article = hit.article.clone().unwrap_or_default();
+    let (id, date) = (&article.id, date_text(article.published_at));
+    write!(out, "{id}  {date}  {}  ", article.source)?;
+    print_parts(&hit.title, colours, out)?;
+    writeln!(out)?;
+    if !hit.snippet.is_empty() {
+        write!(out, "    ")?;
+        print_parts(&hit.snippet, colours, out)?;
+        writeln!(out)?;
+    }
+    Ok(())
+}
+
+/// Prints parts of a text in one line; matches stand out in bold, or between asterisks.
+fn print_parts(
+    parts: &[proto::TextPart],
+    colours: bool,
+    out: &mut (dyn Write + Send),
+) -> io::Result<()> {
+    let (on, off) = if colours {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("*", "*")
+    };
+    for part in parts {
+        let text: String = part
+            .text
+            .chars()
+            .map(|character| {
+                if character.is_control() {
+                    ' '
+                } else {
+                    character
+                }
+            })
+            .collect();
+        if part.is_match {
+            write!(out, "{on}{text}{off}")?;
+        } else {
+            write!(out, "{text}")?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn reindex(
+    client: &Client,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    let request = proto::RebuildSearchIndexRequest {};
+    let answer = message(client.admin().rebuild_search_index(request).await)?;
+    let last = answer.last_sequence();
+    if json {
+        json_line(out, &json!({"last_sequence": last}))?;
+    } else {
+        writeln!(
+            out,
+            "the search index is built anew, up to sequence {last}; `pressmark stats` tells how far it is"
+        )?;
+    }
+    Ok(Outcome::Done)
+}
