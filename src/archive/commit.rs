@@ -3,6 +3,7 @@
 
 mod known;
 mod mend;
+mod plan;
 mod restore;
 
 use std::collections::HashMap;
@@ -12,18 +13,17 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::plan::Plan;
 use super::backup::ArchiveId;
-use super::digests::{DigestChange, Digests};
+use super::digests::Digests;
 use super::job::{Delete, DeleteJob, DeleteOutcome, Job, Prepared, Put, PutJob, PutOutcome};
 use super::limits::Limits;
 use super::reader::{self, Reader};
 use crate::article::{Article, ContentHash};
-use crate::error::{Error, Reason, Result};
+use crate::error::Result;
 use crate::key::{self, IndexFacts, NearCopies, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
-use crate::record::{
-    self, Content, Digest, EntryState, Extent, HashEntry, Rows, SourceStats, Totals,
-};
+use crate::record::{self, Content, EntryState, Extent, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost.
@@ -370,129 +370,6 @@ impl Writer {
         stats.last = times.next().unwrap_or(SortTime::UNDATED);
         Ok(stats)
     }
-}
-
-/// A batch in the making, with the figures that it leads to.
-struct Plan {
-    batch: Batch,
-    figures: Figures,
-    near: NearCopies,
-    /// The figures of sources before the batch.
-    sources: HashMap<String, SourceStats>,
-    /// The figures of sources that the batch changes.
-    changed_sources: HashMap<String, SourceStats>,
-    /// What becomes of table `d`, for those who remember it.
-    digests: Vec<DigestChange>,
-}
-
-impl Plan {
-    fn take_sequence(&mut self) -> Result<Sequence> {
-        let sequence = self.figures.next;
-        self.figures.next = sequence
-            .checked_add(1)
-            .ok_or_else(|| Error::new(Reason::Internal, "the archive has used up all sequences"))?;
-        Ok(sequence)
-    }
-
-    fn add(&mut self, article: Prepared) -> Result<Sequence> {
-        let sequence = self.take_sequence()?;
-        let Prepared {
-            mut facts,
-            rows,
-            text_bytes,
-        } = article;
-        if self.near == NearCopies::Off {
-            facts.sketch = None;
-        }
-        self.digests
-            .push(DigestChange::Add(sequence, facts.time, Digest::of(&facts)));
-        self.figures.totals.article_count += 1;
-        self.figures.totals.text_bytes += text_bytes;
-        self.figures.totals.stored_bytes += u64::try_from(rows.stored_bytes()).unwrap_or(u64::MAX);
-        self.put_record(sequence, rows)?;
-        let entry = HashEntry {
-            sequence,
-            state: EntryState::Stored,
-        };
-        self.batch.put(key::hash(&facts.id), entry.encode());
-        record::index_rows(&facts, sequence)
-            .into_iter()
-            .for_each(|(key, value)| self.batch.put(key, value));
-        let before = self
-            .sources
-            .get(&facts.source)
-            .copied()
-            .unwrap_or(SourceStats::EMPTY);
-        self.changed_sources
-            .entry(facts.source)
-            .or_insert(before)
-            .add(facts.time);
-        Ok(sequence)
-    }
-
-    /// Takes away what an article has besides its first row in the log and its row in table `h`.
-    fn remove(&mut self, facts: &IndexFacts, sequence: Sequence, extent: Extent, text_bytes: u64) {
-        self.digests.push(DigestChange::Remove(sequence));
-        for row in 1..extent.row_count {
-            self.batch.remove(key::log_row(sequence, row));
-        }
-        facts
-            .rows(sequence)
-            .into_iter()
-            .for_each(|row| self.batch.remove(row));
-        let totals = &mut self.figures.totals;
-        totals.article_count = totals.article_count.saturating_sub(1);
-        totals.text_bytes = totals.text_bytes.saturating_sub(text_bytes);
-        totals.stored_bytes = totals.stored_bytes.saturating_sub(extent.stored_bytes);
-    }
-
-    fn uncount_deleted(&mut self) {
-        let count = &mut self.figures.totals.deleted_count;
-        *count = count.saturating_sub(1);
-    }
-
-    /// Adds the deletion of the article at `article`, and leaves a tombstone in its place.
-    fn delete(&mut self, job: &DeleteJob, article: Sequence) -> Result<Sequence> {
-        let sequence = self.take_sequence()?;
-        let [deletion, tombstone] =
-            record::encode_delete(job.id, job.now, &job.reason, article, sequence)?;
-        self.put_record(sequence, deletion)?;
-        self.put_record(article, tombstone)?;
-        let entry = HashEntry {
-            sequence: article,
-            state: EntryState::Deleted,
-        };
-        self.batch.put(key::hash(&job.id), entry.encode());
-        self.figures.totals.deleted_count += 1;
-        Ok(sequence)
-    }
-
-    fn put_record(&mut self, sequence: Sequence, rows: Rows) -> Result<()> {
-        put_rows(&mut self.batch, sequence, rows)
-    }
-
-    /// The batch with the figures in it.
-    fn finish(mut self) -> Batch {
-        for (name, stats) in self.changed_sources {
-            if stats.article_count == 0 {
-                self.batch.remove(meta::source(&name));
-            } else {
-                self.batch.put(meta::source(&name), stats.encode());
-            }
-        }
-        self.figures.put(&mut self.batch);
-        self.batch
-    }
-}
-
-/// Adds the rows of a record to a batch.
-fn put_rows(batch: &mut Batch, sequence: Sequence, rows: Rows) -> Result<()> {
-    for (row, value) in rows.into_values().into_iter().enumerate() {
-        let row = u16::try_from(row)
-            .map_err(|_| Error::new(Reason::Internal, format!("a record of {row} rows")))?;
-        batch.put(key::log_row(sequence, row), value);
-    }
-    Ok(())
 }
 
 /// Takes further puts from the queue, without waiting, until the group is full or something else

@@ -293,22 +293,6 @@ impl Archive {
         ids.iter().zip(values).map(answer).collect()
     }
 
-    /// Reads the articles at some sequences, in their order; none where there is none any more.
-    ///
-    /// # Errors
-    /// `RecordDamaged`, `StoreFailed`.
-    pub async fn articles_at(&self, sequences: &[Sequence]) -> Result<Vec<Option<StoredArticle>>> {
-        let mut articles = Vec::with_capacity(sequences.len());
-        for some in sequences.chunks(FETCH_RECORDS) {
-            let heads = self.reader().heads(some).await?;
-            for (sequence, head) in some.iter().zip(heads) {
-                let record = self.reader().complete(*sequence, head).await?;
-                articles.push(StoredArticle::of(*sequence, record));
-            }
-        }
-        Ok(articles)
-    }
-
     /// Tells which of many ids are not stored, from the index alone.
     ///
     /// # Errors

@@ -285,6 +285,22 @@ impl Archive {
         }
     }
 
+    /// Reads the articles at some sequences, in their order; none where there is none any more.
+    ///
+    /// # Errors
+    /// `RecordDamaged`, `StoreFailed`.
+    pub async fn articles_at(&self, sequences: &[Sequence]) -> Result<Vec<Option<StoredArticle>>> {
+        let mut articles = Vec::with_capacity(sequences.len());
+        for some in sequences.chunks(FETCH_RECORDS) {
+            let heads = self.reader().heads(some).await?;
+            for (sequence, head) in some.iter().zip(heads) {
+                let record = self.reader().complete(*sequence, head).await?;
+                articles.push(StoredArticle::of(*sequence, record));
+            }
+        }
+        Ok(articles)
+    }
+
     fn cursor(&self, query: &Query, token: &str) -> Result<Cursor> {
         if token.is_empty() {
             return Ok(Cursor {

@@ -56,9 +56,19 @@ impl Follower {
         let mut failures = 0;
         loop {
             let before = self.shared.status.borrow().sequence;
-            let opened = OpenIndex::open(&self.shared.place);
-            let followed = opened.and_then(|(index, mark)| self.follow(runtime, index, mark));
-            let error = match followed {
+            let (index, mark) = match OpenIndex::open(&self.shared.place) {
+                Ok(opened) => opened,
+                Err(error) => {
+                    tracing::error!(%error, "the search index cannot be opened");
+                    self.start_anew(&error.to_string());
+                    if failures > 0 && self.pause(runtime, failures) {
+                        return;
+                    }
+                    failures += 1;
+                    continue;
+                }
+            };
+            let error = match self.follow(runtime, index, mark) {
                 Ok(End::Stop) => return,
                 Ok(End::Rebuild) => {
                     self.start_anew("it is being built anew");
@@ -70,18 +80,26 @@ impl Follower {
             if self.shared.status.borrow().sequence > before {
                 failures = 0;
             }
-            let why = Some(error.to_string());
-            self.shared.publish(self.shared.snapshot(), why);
+            let why = error.to_string();
+            self.shared
+                .publish(self.shared.snapshot(), Some(why.clone()));
             if failures > 0 && error.reason() == Reason::SearchFailed {
-                self.start_anew(&error.to_string());
+                self.start_anew(&why);
             }
-            let pause = RETRY * 2_u32.pow(failures.min(RETRY_DOUBLINGS));
-            failures += 1;
-            let stopped = tokio::time::timeout(pause, self.stop.cancelled());
-            if runtime.block_on(async { stopped.await.is_ok() }) {
+            if self.pause(runtime, failures) {
                 return;
             }
+            failures += 1;
         }
+    }
+
+    /// Waits after a failure, the longer the more there were. Returns whether to stop.
+    fn pause(&self, runtime: &Handle, failures: u32) -> bool {
+        let pause = RETRY * 2_u32.pow(failures.min(RETRY_DOUBLINGS));
+        runtime.block_on(async {
+            let stopped = tokio::time::timeout(pause, self.stop.cancelled());
+            stopped.await.is_ok()
+        })
     }
 
     /// Throws the index away.

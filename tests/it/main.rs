@@ -26,6 +26,8 @@ mod backup;
 mod cli;
 // Real articles, through the command line.
 mod corpus;
+// Copies of articles: exact and near ones.
+mod copies;
 // kill -9 and SIGTERM of a server under load.
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
@@ -58,12 +60,16 @@ mod reads;
 mod repair;
 // The service as a client sees it.
 mod rpc;
+// Full-text search, and what becomes of its index.
+mod search;
 // Fixtures: servers in this process and beside it.
 mod server;
 // What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 mod sled;
 // What every storage engine must do.
 mod store;
+// Counts by date, against a naive count.
+mod timeline;
 // What no compiler checks.
 mod tidy;
 // Database files that are cut or rot.
@@ -72,3 +78,5 @@ mod torn;
 mod verify;
 // Check, repair and scrub as operators meet them: command line, service and server.
 mod verify_command;
+// The change feed as clients see it.
+mod watch;

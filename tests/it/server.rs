@@ -10,7 +10,8 @@ use pressmark::archive::{Archive, Guard, Limits};
 use pressmark::error::Error;
 use pressmark::rpc::proto::admin_service_client::AdminServiceClient;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
-use pressmark::rpc::{self, ServeOptions, proto};
+use pressmark::rpc::{self, ServeOptions, Services, proto};
+use pressmark::search::{Place, Search, SearchGuard};
 use pressmark::store::{Locator, MemoryStore, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -26,6 +27,7 @@ pub struct TestServer {
     pub address: String,
     pub stop: CancellationToken,
     guard: Guard,
+    search_guard: Option<SearchGuard>,
     serving: JoinHandle<Result<(), Error>>,
 }
 
@@ -35,19 +37,35 @@ impl TestServer {
     }
 
     pub async fn start_with(limits: Limits) -> Self {
+        Self::serve(limits, false).await
+    }
+
+    /// With full-text search, whose index is in memory too.
+    pub async fn start_searched(limits: Limits) -> Self {
+        Self::serve(limits, true).await
+    }
+
+    async fn serve(limits: Limits, is_searched: bool) -> Self {
         let store = Arc::new(MemoryStore::new());
         let (archive, guard) = Archive::open(store, limits).await.unwrap();
+        let search = is_searched.then(|| Search::open(archive.clone(), Place::Memory).unwrap());
+        let (search, search_guard) = search.unzip();
+        let services = Services {
+            archive: archive.clone(),
+            search,
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let options = ServeOptions::default();
-        let serving = tokio::spawn(rpc::serve(archive.clone(), listener, stopped, options));
+        let serving = tokio::spawn(rpc::serve(services, listener, stopped, options));
         Self {
             archive,
             address,
             stop,
             guard,
+            search_guard,
             serving,
         }
     }
@@ -65,6 +83,9 @@ impl TestServer {
         self.stop.cancel();
         self.serving.await.unwrap().unwrap();
         check(&self.archive).await;
+        if let Some(search) = self.search_guard {
+            search.close().await.unwrap();
+        }
         self.guard.close().await.unwrap();
     }
 }

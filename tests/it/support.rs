@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use pressmark::archive::{Archive, Guard, Limits, PageBudget, Prepared, Put, View};
+use pressmark::archive::{Archive, Guard, Limits, NearCopies, PageBudget, Prepared, Put, View};
 use pressmark::article::{Article, ArticleFields, ContentHash, Timestamp};
 use pressmark::error::{Error, Reason};
 use pressmark::store::{self, Locator, Store, StoreOptions};
@@ -98,6 +98,16 @@ impl TestArchive {
 
     async fn on(engine: Engine, limits: Limits, store: Arc<dyn Store>, folder: TempDir) -> Self {
         let (archive, guard) = Archive::open(Arc::clone(&store), limits).await.unwrap();
+        Self::of(engine, limits, store, folder, (archive, guard))
+    }
+
+    fn of(
+        engine: Engine,
+        limits: Limits,
+        store: Arc<dyn Store>,
+        folder: TempDir,
+        (archive, guard): (Archive, Guard),
+    ) -> Self {
         Self {
             engine,
             limits,
@@ -111,6 +121,18 @@ impl TestArchive {
     /// Closes the archive and opens it again. The rows of a memory store would be gone after its
     /// close, so there only the archive is opened anew, on the same store.
     pub async fn reopen(self) -> Self {
+        let (engine, limits, store, folder) = self.reopened_store().await;
+        Self::on(engine, limits, store, folder).await
+    }
+
+    /// The same, with near copies or without.
+    pub async fn reopen_with(self, near: NearCopies) -> Self {
+        let (engine, limits, store, folder) = self.reopened_store().await;
+        let opened = Archive::open_with(Arc::clone(&store), limits, near).await;
+        Self::of(engine, limits, store, folder, opened.unwrap())
+    }
+
+    async fn reopened_store(self) -> (Engine, Limits, Arc<dyn Store>, TempDir) {
         let Self {
             engine,
             limits,
@@ -127,7 +149,7 @@ impl TestArchive {
                 engine.open(folder.path()).await.unwrap()
             }
         };
-        Self::on(engine, limits, store, folder).await
+        (engine, limits, store, folder)
     }
 
     /// Ends a test: nothing may be wrong with the archive that it leaves behind.

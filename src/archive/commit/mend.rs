@@ -7,7 +7,8 @@ use bytes::Bytes;
 
 use super::super::reader::{Reader, advance, short_answer};
 use super::super::verify::{Apply, Mend, Repair, RepairCounts, Snapshot, StoredFigures};
-use super::{Figures, Writer, put_rows};
+use super::plan::put_rows;
+use super::{Figures, Writer};
 use crate::article::Timestamp;
 use crate::error::Result;
 use crate::key::{self, Sequence, meta};

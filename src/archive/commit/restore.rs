@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use super::super::backup::{RestoreStep, Restored, may_be_same};
 use super::super::reader::Reader;
-use super::{Plan, Writer, put_rows};
+use super::Writer;
+use super::plan::{Plan, put_rows};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, NearCopies, Sequence, meta};
