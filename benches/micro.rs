@@ -18,7 +18,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use pressmark::archive::{
     Archive, Guard, Limits, Order, PageBudget, Prepared, Query, Selector, SelectorFields, View,
 };
-use pressmark::article::{Article, ArticleFields, ContentHash, Timestamp};
+use pressmark::article::{Article, ArticleFields, ContentHash, Sketch, Timestamp};
 use pressmark::record;
 use pressmark::store::{Direction, Locator, StoreOptions, open};
 use tempfile::TempDir;
@@ -84,6 +84,9 @@ fn text(criterion: &mut Criterion) {
         bench.iter(|| ContentHash::of(black_box(text.as_bytes())));
     });
     let id = ContentHash::of(text.as_bytes());
+    group.bench_function("sketch the body", |bench| {
+        bench.iter(|| Sketch::of(black_box(article.body())));
+    });
     group.bench_function("encode the record", |bench| {
         bench.iter(|| record::encode_article(id, time(1), black_box(&text)).unwrap());
     });

@@ -58,7 +58,7 @@ impl Corpus {
         }
     }
 
-    fn sentence(&self, random: &mut StdRng) -> &str {
+    pub fn sentence(&self, random: &mut StdRng) -> &str {
         &self.sentences[random.random_range(0..self.sentences.len())]
     }
 
@@ -86,7 +86,7 @@ impl Corpus {
         ("syndicated", article)
     }
 
-    fn original(&self, number: u64, random: &mut StdRng) -> proto::Article {
+    pub fn original(&self, number: u64, random: &mut StdRng) -> proto::Article {
         let size = BODY_BYTES_MEDIAN * (normal(random) * BODY_SIZE_DEVIATION).exp();
         let size = size.min(BODY_BYTES_MAX) as usize;
         let mut body = String::with_capacity(size + 1000);
@@ -250,22 +250,29 @@ impl Iterator for Reading {
     }
 }
 
-fn reuters(package: &Path) -> Vec<String> {
+/// The bodies of the corpus as they are.
+pub fn reuters_bodies(package: &Path) -> Vec<String> {
     let folder = std::fs::read_dir(package.join("data/full")).unwrap();
     let mut files: Vec<_> = folder.map(|entry| entry.unwrap().path()).collect();
     files.sort();
-    let mut sentences = Vec::new();
+    let mut bodies = Vec::new();
     for file in files {
         let text = std::fs::read_to_string(file).unwrap();
         let entries: Vec<Value> = serde_json::from_str(&text).unwrap();
-        for entry in entries {
-            let body = entry["body"].as_str().unwrap_or_default();
-            let body = body.split_whitespace().collect::<Vec<_>>().join(" ");
-            let parts = body.split(". ").filter(|part| {
-                part.len() > 30 && part.bytes().all(|byte| matches!(byte, b' '..=b'~'))
-            });
-            sentences.extend(parts.map(|part| format!("{}.", part.trim_end_matches('.'))));
-        }
+        let body = |entry: Value| entry["body"].as_str().unwrap_or_default().to_owned();
+        bodies.extend(entries.into_iter().map(body));
+    }
+    bodies
+}
+
+fn reuters(package: &Path) -> Vec<String> {
+    let mut sentences = Vec::new();
+    for body in reuters_bodies(package) {
+        let body = body.split_whitespace().collect::<Vec<_>>().join(" ");
+        let parts = body
+            .split(". ")
+            .filter(|part| part.len() > 30 && part.bytes().all(|byte| matches!(byte, b' '..=b'~')));
+        sentences.extend(parts.map(|part| format!("{}.", part.trim_end_matches('.'))));
     }
     sentences
 }

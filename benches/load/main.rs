@@ -16,11 +16,13 @@
 )]
 
 mod bare;
+mod copies;
 mod corpus;
 mod growth;
 mod measure;
 mod plot;
 mod process;
+mod questions;
 mod store;
 mod subject;
 mod workload;
@@ -97,6 +99,22 @@ enum Task {
         )]
         sizes: Vec<u64>,
     },
+    /// The questions of a news desk: timelines, copies and searches, and how long the search index
+    /// takes.
+    Questions,
+    /// Imports with near copies and search on and off, in alternating rounds.
+    Switches {
+        /// Rounds.
+        #[arg(long, default_value_t = 3)]
+        rounds: usize,
+    },
+    /// How many near copies are found, and how many of those found are some, among edited articles
+    /// of the Reuters corpus.
+    Copies {
+        /// Articles that are edited.
+        #[arg(long, default_value_t = 2000)]
+        edited: usize,
+    },
     /// Draws SVG plots of the lines that the other commands printed.
     Plot {
         /// A file of such lines.
@@ -151,6 +169,9 @@ async fn main() {
     if let Task::Plot { results, folder } = &command {
         return plot::draw(results, folder);
     }
+    if let Task::Copies { edited } = &command {
+        return copies::run(*edited).await;
+    }
     let bench = Bench {
         corpus: Corpus::load(),
         folder: tempfile::tempdir().unwrap(),
@@ -180,7 +201,10 @@ async fn main() {
         }
         Task::Latency { puts, gets } => latency(&bench, &work, &puts, &gets).await,
         Task::Store => report("store", store::compare(&work, bench.folder.path()).await),
-        Task::Growth { .. } | Task::Plot { .. } | Task::BareServer { .. } => {}
+        Task::Questions => questions::run(&bench, &work).await,
+        Task::Switches { rounds } => questions::switches(&bench, &work, rounds).await,
+        Task::Copies { .. } | Task::Growth { .. } | Task::Plot { .. } | Task::BareServer { .. } => {
+        }
     }
 }
 

@@ -60,15 +60,34 @@ pub struct Pressmark {
 }
 
 impl Pressmark {
+    /// Starts a server without full-text search, which none of the others has.
     pub async fn start(program: &Path, archive: &Path) -> Running {
+        Self::start_with(program, archive, &["--search", "off"])
+            .await
+            .1
+    }
+
+    /// Starts a server with some flags, and also gives the client that knows more than others.
+    pub async fn start_with(
+        program: &Path,
+        archive: &Path,
+        flags: &[&str],
+    ) -> (Arc<Self>, Running) {
         let mut command = Command::new(program);
         command.args(["serve", "--listen", "127.0.0.1:0", "--archive"]);
-        command.arg(archive).env("PRESSMARK_LOG", "warn");
-        Self::run(command).await
+        command
+            .arg(archive)
+            .args(flags)
+            .env("PRESSMARK_LOG", "warn");
+        Self::launch(command).await
     }
 
     /// Starts a server that prints its address at the end of its first line.
-    pub async fn run(mut command: Command) -> Running {
+    pub async fn run(command: Command) -> Running {
+        Self::launch(command).await.1
+    }
+
+    async fn launch(mut command: Command) -> (Arc<Self>, Running) {
         let started = Instant::now();
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
@@ -85,22 +104,24 @@ impl Pressmark {
         for _ in 0..CONNECTIONS {
             channels.push(endpoint.connect().await.unwrap());
         }
-        Running {
-            subject: Arc::new(Self {
-                channels,
-                next: AtomicUsize::new(0),
-            }),
+        let client = Arc::new(Self {
+            channels,
+            next: AtomicUsize::new(0),
+        });
+        let running = Running {
+            subject: Arc::clone(&client) as Arc<dyn Subject>,
             process: Process::watch(child),
             open,
-        }
+        };
+        (client, running)
     }
 
-    fn channel(&self) -> Channel {
+    pub fn channel(&self) -> Channel {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         self.channels[next % self.channels.len()].clone()
     }
 
-    fn client(&self) -> ArticleServiceClient<Channel> {
+    pub fn client(&self) -> ArticleServiceClient<Channel> {
         ArticleServiceClient::new(self.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 }

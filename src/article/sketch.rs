@@ -29,12 +29,19 @@ const BINS: usize = SKETCH_BYTES * 8;
 /// Words in a shingle.
 const SHINGLE_WORDS: usize = 3;
 
-/// The hash of a word starts from this number and multiplies by the other, as FNV-1a does.
+/// The hash of a word starts from this number and multiplies by the other.
 const WORD_START: u64 = 0xcbf2_9ce4_8422_2325;
-const WORD_FACTOR: u64 = 0x0000_0100_0000_01b3;
+const WORD_FACTOR: u64 = 0xff51_afd7_ed55_8ccd;
 
-/// What tells the first word of a shingle from the second, and one round from the next.
+/// What tells one round from the next.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What tells the places of words in a shingle from each other.
+const FACTORS: [u64; SHINGLE_WORDS] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+    0x1656_67b1_9e37_79f9,
+];
 
 /// How far below its mean the number of equal bits may be for a pair to be looked at, in standard
 /// deviations: of the pairs that are just alike enough, one in 160 is overlooked.
@@ -177,9 +184,13 @@ fn shingles(body: &str) -> Vec<u64> {
     words.windows(SHINGLE_WORDS).map(shingle).collect()
 }
 
+/// The hash of a shingle: its words' hashes, each times an odd number of its place.
 fn shingle(words: &[u64]) -> u64 {
-    let add = |hash: u64, word: &u64| mix(hash.wrapping_mul(STEP) ^ word);
-    words.iter().fold(0, add)
+    let numbered = words.iter().zip(FACTORS);
+    let sum = numbered.fold(0_u64, |sum, (word, factor)| {
+        sum.wrapping_add(word.wrapping_mul(factor))
+    });
+    mix(sum)
 }
 
 /// The hashes of the words of a body in lower case.
@@ -188,18 +199,27 @@ fn word_hashes(body: &str) -> Vec<u64> {
     words(body).map(hash).collect()
 }
 
+/// The hash of the bytes of a word in lower case, eight at a time.
 fn word_hash(word: &str) -> u64 {
     if word.is_ascii() {
-        // Most words are.
-        let letters = word.bytes().map(|letter| letter.to_ascii_lowercase());
-        return letters.fold(WORD_START, |hash, letter| add(hash, letter.into()));
+        // Most words are, and this bit makes letters lower case and leaves digits as they are.
+        return hash_chunks(word.as_bytes(), 0x2020_2020_2020_2020);
     }
-    let letters = word.chars().flat_map(char::to_lowercase);
-    letters.fold(WORD_START, |hash, letter| add(hash, letter.into()))
+    hash_chunks(word.to_lowercase().as_bytes(), 0)
 }
 
-fn add(hash: u64, letter: u32) -> u64 {
-    (hash ^ u64::from(letter)).wrapping_mul(WORD_FACTOR)
+fn hash_chunks(bytes: &[u8], set: u64) -> u64 {
+    let (chunks, rest) = bytes.as_chunks();
+    let mut last = [0; 8];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    // Where there is no byte, there is no bit to set either.
+    let unused = u64::MAX.checked_shl(8 * u32::try_from(rest.len()).unwrap_or(8));
+    let last = u64::from_le_bytes(last) | set & !unused.unwrap_or(0);
+    let add = |hash: u64, chunk: u64| (hash ^ chunk).wrapping_mul(WORD_FACTOR).rotate_left(29);
+    let hash = chunks.iter().fold(WORD_START, |hash, chunk| {
+        add(hash, u64::from_le_bytes(*chunk) | set)
+    });
+    mix(add(hash, last))
 }
 
 /// Mixes all bits into all bits, as the finalizer of `SplitMix64` does.
@@ -236,11 +256,26 @@ mod tests {
         ];
         let expected = [
             "00000000000000000000000000000000",
-            "e1e9abc292fa8eb8916581d57208d667",
-            "717a16242b2f93352038ca43a3a1a382",
-            "ef2c5c019ba7ef5b560bd8e5570dc071",
+            "fe9ae3b699c62f94bfccd729ef6e8b8c",
+            "6cab756544c84915f2c88485025d0720",
+            "1510d72fff503cc48e07ed6ea53f831c",
         ];
         assert_eq!(sketches, expected);
+    }
+
+    #[test]
+    fn words_hash_by_their_lower_case() {
+        for (one, other) in [
+            ("Rates", "rATES"),
+            ("Abcdefgh", "aBCDEFGH"),
+            ("Abcdefghi9", "abcdefghi9"),
+            ("ÜBER", "über"),
+        ] {
+            assert_eq!(word_hash(one), word_hash(other), "{one}");
+        }
+        let words = ["", "a", "b", "aa", "abcdefgh", "abcdefghi", "über", "uber"];
+        let hashes: std::collections::HashSet<u64> = words.map(word_hash).into();
+        assert_eq!(hashes.len(), words.len());
     }
 
     #[test]

@@ -1,54 +1,79 @@
 //! What a word is: for search, and for telling how alike two bodies are.
 
 use std::ops::Range;
-use std::str::CharIndices;
 
 /// The places of the words of a text, in order.
 ///
 /// A word is a run of letters and digits; in scripts that do not part words, every character is one.
 #[must_use]
-pub fn words(text: &str) -> Words<'_> {
-    Words {
-        characters: text.char_indices(),
-        end: text.len(),
-        single: None,
-    }
+pub const fn words(text: &str) -> Words<'_> {
+    Words { text, at: 0 }
 }
 
 /// The places of the words of a text.
 #[derive(Clone, Debug)]
 pub struct Words<'a> {
-    characters: CharIndices<'a>,
-    end: usize,
-    /// A character that is a word and came right behind another one.
-    single: Option<Range<usize>>,
+    text: &'a str,
+    /// Where the next word is looked for.
+    at: usize,
+}
+
+/// What a character is to words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// It is part of one.
+    Part,
+    /// It is one.
+    Whole,
+    /// It is between them.
+    Between,
+}
+
+impl Words<'_> {
+    /// What stands at a place, and how many bytes it has; none at the end.
+    fn role_at(&self, at: usize) -> Option<(Role, usize)> {
+        let byte = self.text.as_bytes().get(at)?;
+        if byte.is_ascii() {
+            // Most of most texts is, and need not be decoded.
+            let role = if byte.is_ascii_alphanumeric() {
+                Role::Part
+            } else {
+                Role::Between
+            };
+            return Some((role, 1));
+        }
+        let character = self.text.get(at..)?.chars().next()?;
+        let role = match (character.is_alphanumeric(), stands_alone(character)) {
+            (false, _) => Role::Between,
+            (true, false) => Role::Part,
+            (true, true) => Role::Whole,
+        };
+        Some((role, character.len_utf8()))
+    }
 }
 
 impl Iterator for Words<'_> {
     type Item = Range<usize>;
 
     fn next(&mut self) -> Option<Range<usize>> {
-        if let Some(single) = self.single.take() {
-            return Some(single);
-        }
-        let mut start = None;
-        for (at, character) in self.characters.by_ref() {
-            if !character.is_alphanumeric() {
-                if let Some(start) = start {
-                    return Some(start..at);
-                }
-            } else if stands_alone(character) {
-                let single = at..at + character.len_utf8();
-                let Some(start) = start else {
-                    return Some(single);
-                };
-                self.single = Some(single);
-                return Some(start..at);
-            } else if start.is_none() {
-                start = Some(at);
+        let start = loop {
+            let (role, bytes) = self.role_at(self.at)?;
+            let start = self.at;
+            self.at += bytes;
+            match role {
+                Role::Between => {}
+                Role::Whole => return Some(start..self.at),
+                Role::Part => break start,
             }
+        };
+        let bytes = self.text.as_bytes();
+        while let Some((Role::Part, count)) = self.role_at(self.at) {
+            self.at += count;
+            let rest = bytes.get(self.at..).unwrap_or_default();
+            let letters = rest.iter().take_while(|byte| byte.is_ascii_alphanumeric());
+            self.at += letters.count();
         }
-        start.map(|start| start..self.end)
+        Some(start..self.at)
     }
 }
 

@@ -50,7 +50,7 @@ impl Scratch {
         self.run_on("archive", arguments)
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> String {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
@@ -72,7 +72,7 @@ impl Scratch {
 
 impl Ran {
     #[track_caller]
-    fn of(command: &mut Command) -> Self {
+    pub fn of(command: &mut Command) -> Self {
         let Output {
             status,
             stdout,
@@ -106,7 +106,15 @@ impl Ran {
 /// The program, untouched by the variables of whoever runs the tests.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pressmark"));
-    for name in ["SERVER", "ARCHIVE", "CACHE_MIB", "LISTEN", "LOG"] {
+    for name in [
+        "SERVER",
+        "ARCHIVE",
+        "CACHE_MIB",
+        "LISTEN",
+        "LOG",
+        "SEARCH",
+        "NEAR_COPIES",
+    ] {
         command.env_remove(format!("PRESSMARK_{name}"));
     }
     command

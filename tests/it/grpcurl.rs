@@ -235,9 +235,54 @@ async fn every_call_works_from_grpcurl() {
             .unwrap()
     );
 
+    news_desk(&server);
     copy_to_another(&server).await;
     assert!(server.terminate());
     check_folder(folder.path(), async |_| ()).await;
+}
+
+/// The questions of a news desk.
+fn news_desk(server: &ServerProcess) {
+    let url = json!({"url": article(1)["url"]});
+    let revisions = call(server, "ArticleService/ListRevisions", &url).unwrap();
+    let revisions = revisions["articles"].as_array().unwrap();
+    assert_eq!(revisions.len(), 2, "{revisions:?}");
+    let copy = json!({"id": revisions[0]["id"]});
+    let copies = call(server, "ArticleService/ListCopies", &copy).unwrap();
+    assert_eq!(copies["withNearCopies"], true);
+    let months = json!({"bucket": "TIMELINE_BUCKET_MONTH", "by_source": true});
+    let timeline = call(server, "ArticleService/GetTimeline", &months).unwrap();
+    let count = |series: &Value| -> u64 {
+        let counts = series["counts"].as_array().into_iter().flatten();
+        let number = |count: &Value| {
+            count["articleCount"]
+                .as_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let undated: u64 = series["undatedCount"].as_str().unwrap().parse().unwrap();
+        counts.map(number).sum::<u64>() + undated
+    };
+    let series = timeline["series"].as_array().unwrap();
+    assert_eq!(series.iter().map(count).sum::<u64>(), 5, "{timeline}");
+    let stats = call(server, "AdminService/GetStats", &json!({})).unwrap();
+    let last = &stats["lastSequence"];
+    let search = json!({"query": revisions[0]["title"], "min_index_sequence": last});
+    let found = call(server, "ArticleService/SearchArticles", &search).unwrap();
+    assert!(found["hits"].as_array().unwrap().len() >= 2, "{found}");
+    let method = "pressmark.v1.ArticleService/WatchArticles";
+    let watch = json!({"from_sequence": "1", "selector": {"max_sequence": last}});
+    let changes = grpcurl(server, &[method], &watch.to_string()).unwrap();
+    assert_eq!(changes.last().unwrap()["sequence"], *last);
+    let changes = changes
+        .iter()
+        .flat_map(|message| message["changes"].as_array().unwrap());
+    let (stored, deleted): (Vec<&Value>, Vec<&Value>) =
+        changes.partition(|change| change["stored"].is_object());
+    assert_eq!((stored.len(), deleted.len()), (5, 1));
+    let rebuilt = call(server, "AdminService/RebuildSearchIndex", &json!({})).unwrap();
+    assert_eq!(rebuilt["lastSequence"], *last);
 }
 
 /// Pipes the scan of one server into the import of another: a copy without client code.

@@ -54,6 +54,8 @@ mod operations;
 mod paging;
 // Power cuts of a disk of the test's own.
 mod power_cut;
+// Revisions, copies, timelines, searches and changes, from the command line.
+mod questions;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
 // Repair: what is mended, what is set aside and healed, and that load goes on beside it.

@@ -645,7 +645,7 @@ async fn answers_name_what_is_there_and_what_is_not() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!((info.engine.as_str(), info.format), ("memory", 1));
+    assert_eq!((info.engine.as_str(), info.format), ("memory", 2));
     assert_eq!(info.limits.unwrap().text_bytes_max, 3_145_728);
     let stats = admin
         .get_stats(proto::GetStatsRequest {})

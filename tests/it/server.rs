@@ -132,6 +132,9 @@ pub async fn check_folder<T>(folder: &Path, read: impl AsyncFnOnce(&Archive) -> 
     result
 }
 
+/// Takes a free port.
+const ANY_PORT: &str = "127.0.0.1:0";
+
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pressmark");
 
@@ -150,12 +153,17 @@ impl ServerProcess {
 
     /// Starts it with further flags.
     pub fn start_with(archive: &Path, flags: &[&str]) -> Self {
-        Self::run(Command::new(PROGRAM), archive, flags).ready()
+        Self::run(Command::new(PROGRAM), archive, ANY_PORT, flags).ready()
+    }
+
+    /// Starts it where another one was before.
+    pub fn start_at(archive: &Path, address: &str) -> Self {
+        Self::run(Command::new(PROGRAM), archive, address, &[]).ready()
     }
 
     /// Starts the server and returns at once.
     pub fn spawn(archive: &Path) -> Self {
-        Self::run(Command::new(PROGRAM), archive, &[])
+        Self::run(Command::new(PROGRAM), archive, ANY_PORT, &[])
     }
 
     /// Starts the server through another program and its arguments, which puts the server in its own
@@ -163,13 +171,14 @@ impl ServerProcess {
     pub fn spawn_under(program: &[&str], archive: &Path) -> Self {
         let mut command = Command::new(program[0]);
         command.args(&program[1..]).arg(PROGRAM);
-        // A scrub would write when it is done, which nobody waits for.
-        Self::run(command, archive, &["--scrub-interval", "0"])
+        // A scrub and the search index would write when nobody waits for it.
+        let quiet = ["--scrub-interval", "0", "--search", "off"];
+        Self::run(command, archive, ANY_PORT, &quiet)
     }
 
-    fn run(mut command: Command, archive: &Path, flags: &[&str]) -> Self {
+    fn run(mut command: Command, archive: &Path, address: &str, flags: &[&str]) -> Self {
         let child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--archive"])
+            .args(["serve", "--listen", address, "--archive"])
             .arg(archive)
             .args(flags)
             .env("PRESSMARK_LOG", "warn")
