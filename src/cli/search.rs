@@ -52,23 +52,18 @@ pub(super) async fn search(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     let mut left = args.limit;
-    let wanted = if client.is_local() {
-        last_sequence(client).await?
-    } else {
-        0
-    };
     let mut request = proto::SearchArticlesRequest {
         query: args.query.join(" "),
         selector: Some(args.selector.message()),
         order: args.order.message().into(),
-        min_index_sequence: wanted,
+        min_index_sequence: last_sequence(client).await?,
         ..Default::default()
     };
     let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut shown = 0_usize;
     while left > 0 {
         request.page_size = i32::try_from(left).unwrap_or(PAGE_SIZE).min(PAGE_SIZE);
-        let page = page(&request, client).await?;
+        let page = page(&mut request, client).await?;
         if shown == 0 && !json {
             super::complain(&format!("{} found", page.hit_count()));
         }
@@ -89,31 +84,36 @@ pub(super) async fn search(
     Ok(Outcome::Done)
 }
 
-/// The index of an archive in this process has to catch up before it can answer.
+/// What was stored before the search is to be found.
 async fn last_sequence(client: &Client) -> Result<u64> {
     let stats = message(client.admin().get_stats(proto::GetStatsRequest {}).await)?;
     Ok(stats.last_sequence())
 }
 
-/// Asks for a page, again as long as the index is catching up.
+/// Asks for a page. An index in this process has to catch up first, however long that takes; that of
+/// a server answers with what it has if it is far behind.
 async fn page(
-    request: &proto::SearchArticlesRequest,
+    request: &mut proto::SearchArticlesRequest,
     client: &Client,
 ) -> Result<proto::SearchArticlesResponse> {
     let mut reached = None;
     loop {
         let answer = message(client.articles().search_articles(request.clone()).await);
-        match answer {
-            Err(error) if error.reason() == Reason::SearchBehind => {
-                let stats = message(client.admin().get_stats(proto::GetStatsRequest {}).await)?;
-                if reached == stats.search_sequence {
-                    return Err(error);
-                }
-                tracing::warn!(%error, "waiting for the search index");
-                reached = stats.search_sequence;
-            }
+        let error = match answer {
+            Err(error) if error.reason() == Reason::SearchBehind => error,
             answer => return answer,
+        };
+        if !client.is_local() {
+            super::complain(&format!("{error}; what is newer is not searched"));
+            request.min_index_sequence = 0;
+            continue;
         }
+        let stats = message(client.admin().get_stats(proto::GetStatsRequest {}).await)?;
+        if reached == stats.search_sequence {
+            return Err(error);
+        }
+        tracing::warn!(%error, "waiting for the search index");
+        reached = stats.search_sequence;
     }
 }
 

@@ -141,7 +141,8 @@ impl OpenIndex {
             writer: writer.map_err(failed)?,
             reader: reader.try_into().map_err(failed)?,
             fields,
-            has_deleted: false,
+            // Those of a run that was killed may still be there.
+            has_deleted: true,
         };
         let mark = payload.and_then(|payload| Mark::decode(&payload));
         Ok((open, mark))

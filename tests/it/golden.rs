@@ -1,7 +1,8 @@
 //! Data that earlier versions wrote: it opens, and holds what was put into it.
 //!
-//! `tests/data/format-1` is a sled archive of format 1, `tests/data/format-1.pmb` a backup of it. They
-//! are never written again; a new format adds files beside them.
+//! `tests/data/format-1` is a sled archive of format 1, `tests/data/format-1.pmb` a backup of it, and
+//! `tests/data/format-2` an archive of format 2, whose backups are the same. They are never written
+//! again; a new format adds files beside them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,25 +76,42 @@ async fn check(archive: &pressmark::archive::Archive) -> TestResult {
     expected.finish().await
 }
 
-#[tokio::test]
-async fn an_archive_of_format_1_opens() -> TestResult {
-    if let Some(folder) = std::env::var_os(WRITE_TO) {
-        let folder = PathBuf::from(folder);
-        let (archive, _) = filled(Engine::Sled).await;
-        std::fs::write(folder.join("format-1.pmb"), bytes_from(&archive, 1).await?)?;
-        let place = archive.folder().join("archive");
-        let kept = archive.close_and_keep().await?;
-        copy_folder(&place, &folder.join("format-1"))?;
-        drop(kept);
-    }
+async fn check_opens(format: &str) -> TestResult {
     let folder = tempfile::tempdir()?;
-    copy_folder(&data("format-1"), &folder.path().join("archive"))?;
+    copy_folder(&data(format), &folder.path().join("archive"))?;
+    // It is brought to the newest format, and opens as that the second time.
+    for _ in 0..2 {
+        let store = Engine::Sled.open(folder.path()).await?;
+        let limits = pressmark::archive::Limits::default();
+        let (archive, guard) = pressmark::archive::Archive::open(store, limits).await?;
+        crate::server::check(&archive).await;
+        drop(archive);
+        guard.close().await?;
+    }
     let store = Engine::Sled.open(folder.path()).await?;
     let limits = pressmark::archive::Limits::default();
     let (archive, guard) = pressmark::archive::Archive::open(store, limits).await?;
     check(&archive).await?;
     drop(archive);
     Ok(guard.close().await?)
+}
+
+#[tokio::test]
+async fn an_archive_of_format_1_opens() -> TestResult {
+    check_opens("format-1").await
+}
+
+#[tokio::test]
+async fn an_archive_of_format_2_opens() -> TestResult {
+    if let Some(folder) = std::env::var_os(WRITE_TO) {
+        let folder = PathBuf::from(folder);
+        let (archive, _) = filled(Engine::Sled).await;
+        let place = archive.folder().join("archive");
+        let kept = archive.close_and_keep().await?;
+        copy_folder(&place, &folder.join("format-2"))?;
+        drop(kept);
+    }
+    check_opens("format-2").await
 }
 
 #[tokio::test]
