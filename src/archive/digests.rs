@@ -60,15 +60,16 @@ impl Segment {
             Some((time, digest)) => (*time, digest.source, digest.sketch.unwrap_or(Sketch::EMPTY)),
             None => (SortTime::UNDATED, SourceMark::default(), Sketch::EMPTY),
         };
-        fn put<T>(column: &mut [T], at: usize, value: T) {
-            if let Some(place) = column.get_mut(at) {
-                *place = value;
-            }
-        }
         put(&mut self.is_there, at, row.is_some());
         put(&mut self.times, at, time);
         put(&mut self.sources, at, source);
         put(&mut self.sketches, at, sketch);
+    }
+}
+
+fn put<T>(column: &mut [T], at: usize, value: T) {
+    if let Some(place) = column.get_mut(at) {
+        *place = value;
     }
 }
 
@@ -147,9 +148,9 @@ impl Digests {
     fn finish(&self, mut columns: Columns) {
         let mut state = self.state();
         if let State::Loading(pending) = &mut *state {
-            std::mem::take(pending)
-                .into_iter()
-                .for_each(|change| columns.apply(change));
+            for change in std::mem::take(pending) {
+                columns.apply(change);
+            }
             *state = State::Ready(columns);
         }
     }
@@ -254,7 +255,7 @@ impl Archive {
                     }
                     // A check will tell, and a repair mend it.
                     (_, digest) => {
-                        tracing::error!(key = ?row.key, ?digest, "a damaged row in table d")
+                        tracing::error!(key = ?row.key, ?digest, "a damaged row in table d");
                     }
                 }
             }

@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::backup::BackupStatus;
 use self::backup::FollowState;
-pub use self::copies::{Copies, CopiesQuery, CopyOf};
+pub use self::copies::{Copies, CopiesQuery, CopyOf, SIMILARITY_DEFAULT, SIMILARITY_MIN};
 use self::digests::Digests;
 pub use self::feed::{Change, Changes, FeedStart};
 pub use self::job::{Delete, DeleteOutcome, Hashed, PendingPut, Prepared, Put, PutOutcome};

@@ -90,10 +90,10 @@ fn silent() -> crate::error::Error {
 fn print(change: &proto::Change, json: bool, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
     match &change.kind {
         Some(proto::change::Kind::Stored(article)) if json => {
-            let article = article_json(article, true);
+            let (sequence, article) = (article.sequence, article_json(article, true));
             json_line(
                 out,
-                &json!({"change": "stored", "sequence": article["sequence"], "article": article}),
+                &json!({"change": "stored", "sequence": sequence, "article": article}),
             )?;
         }
         Some(proto::change::Kind::Stored(article)) => {

@@ -118,8 +118,10 @@ impl AdminService for Admin {
         _request: Request<proto::RebuildSearchIndexRequest>,
     ) -> Result<Response<proto::RebuildSearchIndexResponse>, Status> {
         let search = search_of(self.search.as_ref()).map_err(|error| status_of(&error))?;
+        let last = self.archive.committed();
+        search.rebuild();
         Ok(Response::new(proto::RebuildSearchIndexResponse {
-            last_sequence: Some(search.rebuild()),
+            last_sequence: Some(last),
         }))
     }
 }

@@ -115,7 +115,7 @@ impl Follower {
     fn follow(&self, runtime: &Handle, mut index: OpenIndex, found: Option<Mark>) -> Result<End> {
         let archive = &self.shared.archive;
         let id = runtime.block_on(archive.archive_id())?;
-        let id: String = id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let id = format!("{:032x}", u128::from_be_bytes(id));
         let mut mark = Mark {
             archive: id,
             sequence: 0,

@@ -15,7 +15,7 @@ use tantivy::{
 use super::words::{ANALYZER, analyzer};
 use super::{Place, failed};
 use crate::archive::{Change, StoredArticle};
-use crate::article::ContentHash;
+use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 
 /// Changes with whatever makes an older index useless: fields, words, or what is indexed how.
@@ -179,7 +179,7 @@ impl OpenIndex {
         let published = article.published_at();
         let mut document = TantivyDocument::new();
         document.add_u64(self.fields.sequence, stored.sequence);
-        let seconds = published.map_or(UNDATED, |time| time.seconds());
+        let seconds = published.map_or(UNDATED, Timestamp::seconds);
         document.add_i64(self.fields.published, seconds);
         document.add_text(self.fields.source, article.source());
         document.add_text(self.fields.author, article.author());

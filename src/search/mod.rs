@@ -179,12 +179,10 @@ impl Search {
         }
     }
 
-    /// Drops the index and begins to build it anew. Returns the sequence at which it is complete.
-    pub fn rebuild(&self) -> u64 {
-        let last = self.shared.archive.committed();
+    /// Drops the index and begins to build it anew, from the log as it is now.
+    pub fn rebuild(&self) {
         self.shared.rebuild.store(true, Ordering::Release);
         self.shared.wake.notify_one();
-        last
     }
 
     /// Waits until searches see a sequence, at most 10 s.

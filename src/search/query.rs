@@ -17,6 +17,7 @@ use super::words::places;
 use super::{Hit, HitOrder, Hits, SearchQuery, Shared, TextPart, failed};
 use crate::archive::token::{self, Fingerprint};
 use crate::archive::{Direction, Order as ArticleOrder, PageBudget, Query, StoredArticle};
+use crate::article::Timestamp;
 use crate::error::{Error, Reason, Result, excerpt};
 
 /// How much more a word in the title counts than one in the body.
@@ -153,15 +154,15 @@ fn parse(snapshot: &Snapshot, text: &str) -> Result<Box<dyn IndexQuery>> {
     parser.set_field_boost(title, TITLE_BOOST);
     parser.parse_query(text).map_err(|error| {
         let text = excerpt(text);
-        let what = match &error {
-            QueryParserError::FieldDoesNotExist(field) => format!(
+        let what = if let QueryParserError::FieldDoesNotExist(field) = &error {
+            format!(
                 "{text} looks in {field:?}, which is none of title, body, author and source; put in \
                  quotes what has a colon"
-            ),
-            QueryParserError::AllButQueryForbidden => {
-                format!("{text} has only words to leave out, and none to look for")
-            }
-            error => format!("{text} cannot be read: {error}"),
+            )
+        } else if error == QueryParserError::AllButQueryForbidden {
+            format!("{text} has only words to leave out, and none to look for")
+        } else {
+            format!("{text} cannot be read: {error}")
         };
         Error::field(Reason::ArgumentInvalid, "query", what)
     })
@@ -194,8 +195,8 @@ fn filtered(
     }
     // A fraction of a second is left to the article itself.
     let second = |second: i64| Term::from_field_i64(fields.published, second);
-    let after = selector.published_after().map(|time| time.seconds());
-    let before = selector.published_before().map(|time| time.seconds());
+    let after = selector.published_after().map(Timestamp::seconds);
+    let before = selector.published_before().map(Timestamp::seconds);
     if after.is_some() || before.is_some() {
         let lower = after.map_or(Bound::Excluded(second(UNDATED)), |after| {
             Bound::Included(second(after))

@@ -13,7 +13,7 @@ use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::key;
 use pressmark::store::{Change, MemoryStore};
 
-use crate::backup::{bytes_from, check_same_articles, restored};
+use crate::backup::{check_same_articles, restored};
 use crate::support::{
     Engine, TestArchive, TestResult, article, copy_folder, fields, noise, prepared, time,
 };

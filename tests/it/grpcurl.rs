@@ -246,7 +246,11 @@ fn news_desk(server: &ServerProcess) {
     let url = json!({"url": article(1)["url"]});
     let revisions = call(server, "ArticleService/ListRevisions", &url).unwrap();
     let revisions = revisions["articles"].as_array().unwrap();
-    assert_eq!(revisions.len(), 2, "{revisions:?}");
+    assert_eq!(
+        revisions.len(),
+        1,
+        "the other one was deleted: {revisions:?}"
+    );
     let copy = json!({"id": revisions[0]["id"]});
     let copies = call(server, "ArticleService/ListCopies", &copy).unwrap();
     assert_eq!(copies["withNearCopies"], true);
@@ -270,7 +274,7 @@ fn news_desk(server: &ServerProcess) {
     let last = &stats["lastSequence"];
     let search = json!({"query": revisions[0]["title"], "min_index_sequence": last});
     let found = call(server, "ArticleService/SearchArticles", &search).unwrap();
-    assert!(found["hits"].as_array().unwrap().len() >= 2, "{found}");
+    assert!(!found["hits"].as_array().unwrap().is_empty(), "{found}");
     let method = "pressmark.v1.ArticleService/WatchArticles";
     let watch = json!({"from_sequence": "1", "selector": {"max_sequence": last}});
     let changes = grpcurl(server, &[method], &watch.to_string()).unwrap();

@@ -53,9 +53,9 @@ impl Plan {
             state: EntryState::Stored,
         };
         self.batch.put(key::hash(&facts.id), entry.encode());
-        record::index_rows(&facts, sequence)
-            .into_iter()
-            .for_each(|(key, value)| self.batch.put(key, value));
+        for (key, value) in record::index_rows(&facts, sequence) {
+            self.batch.put(key, value);
+        }
         let before = self
             .sources
             .get(&facts.source)
