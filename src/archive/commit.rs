@@ -27,8 +27,9 @@ use crate::record::{self, Content, EntryState, Extent, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost.
-pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures, near: NearCopies) -> Batch {
-    let mut batch = format_batch(near);
+pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures) -> Batch {
+    let mut batch = unknown_digests_batch();
+    batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
     batch.put(meta::archive_id(), archive_id.to_vec());
     figures.put(&mut batch);
     batch
@@ -39,6 +40,13 @@ pub(super) fn format_batch(near: NearCopies) -> Batch {
     let mut batch = Batch::new();
     batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
     batch.put(meta::near_copies(), record::encode_near_copies(near));
+    batch
+}
+
+/// The batch that says that nobody knows what table `d` holds.
+pub(super) fn unknown_digests_batch() -> Batch {
+    let mut batch = Batch::new();
+    batch.remove(meta::near_copies());
     batch
 }
 

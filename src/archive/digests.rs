@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::Archive;
 use super::reader::advance;
 use crate::article::Sketch;
-use crate::error::Result;
+use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, SortTime, TABLE_DATE};
 use crate::record::{Digest, SourceMark};
 use crate::store::Direction;
@@ -216,6 +216,15 @@ impl<'a> Part<'a> {
 }
 
 impl Archive {
+    /// Reads into memory what timelines and searches for near copies look through, so that the first
+    /// of them need not wait for it.
+    ///
+    /// # Errors
+    /// `StoreFailed`.
+    pub async fn load_digests(&self) -> Result<()> {
+        self.digests().await.map(drop)
+    }
+
     /// The digests of all articles, read from the table if nobody asked before.
     ///
     /// # Errors
@@ -230,10 +239,21 @@ impl Archive {
             }
             let _alone = digests.loading.lock().await;
             if digests.ready().is_none() {
-                *digests.state() = State::Loading(Vec::new());
-                let read = self.read_digests().await;
-                let columns = read.inspect_err(|_| digests.forget())?;
-                digests.finish(columns);
+                // A task of its own: a caller who goes away must not end it for all others.
+                let archive = self.clone();
+                let loading = tokio::spawn(async move {
+                    let digests = &archive.inner.digests;
+                    *digests.state() = State::Loading(Vec::new());
+                    let read = archive.read_digests().await;
+                    let columns = read.inspect_err(|_| digests.forget())?;
+                    digests.finish(columns);
+                    Ok(())
+                });
+                let loaded = loading.await.map_err(|panic| {
+                    digests.forget();
+                    Error::new(Reason::Internal, "reading table d panicked").with_source(panic)
+                });
+                loaded??;
             }
         }
     }

@@ -15,6 +15,9 @@ use crate::key::Sequence;
 use crate::record::{Content, Record};
 use crate::store::Direction;
 
+/// Records that one read looks at, so that it takes a moment even if the selector means none of them.
+const EXAMINED_MAX: usize = 1000;
+
 /// Where a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FeedStart {
@@ -91,7 +94,8 @@ impl Archive {
         reached.map(drop).map_err(|_| super::writer_ended())
     }
 
-    /// Reads changes from a sequence on, up to the last durable one, a page of them at most. Of the
+    /// Reads changes from a sequence on, up to the last durable one and the last that the selector
+    /// means, a page of them at most. Of the
     /// deletions all are meant that are within the selector's sequences, because a deleted article
     /// cannot be told to have been of another source or date.
     ///
@@ -129,7 +133,9 @@ impl Archive {
         budget: &PageBudget,
         on_damage: OnDamage,
     ) -> Result<Changes> {
-        let last = self.committed();
+        let last = self.committed().min(selector.max_sequence());
+        // What the selector leaves out at the start need not be read.
+        let first = first.max(selector.min_sequence().min(last.saturating_add(1)));
         let mut changes = Changes {
             changes: Vec::new(),
             sequence: first.saturating_sub(1),
@@ -141,12 +147,19 @@ impl Archive {
             let candidates = self
                 .log_candidates(bounds, Direction::Ascending, FETCH_RECORDS)
                 .await?;
-            for candidate in candidates.list {
-                let (_, sequence) = candidate.position;
-                if room.is_full() || examined == self.inner.limits.page_examined_max {
+            let mut found = candidates.list.into_iter().peekable();
+            // Sequences are dense, so one that is not there is a record that was lost.
+            while changes.sequence < last {
+                let sequence = changes.sequence + 1;
+                let candidate = found.next_if(|candidate| candidate.position.1 == sequence);
+                let is_read = candidate.is_none() && found.peek().is_none();
+                if is_read && !candidates.exhausted && changes.sequence >= bounds.0 {
+                    break;
+                }
+                if room.is_full() || examined == EXAMINED_MAX {
                     return Ok(changes);
                 }
-                let record = match candidate.head {
+                let record = match candidate.and_then(|candidate| candidate.head) {
                     Some(head) => self.reader().complete(sequence, head).await,
                     None => Err(no_record(sequence)),
                 };
@@ -156,6 +169,8 @@ impl Archive {
                     Err(error) if on_damage == OnDamage::Skip && error.kind() == Kind::DataLoss => {
                         None
                     }
+                    // What is intact before it goes first.
+                    Err(_) if changes.sequence >= first => return Ok(changes),
                     Err(error) => return Err(error),
                 };
                 match change {
@@ -172,9 +187,6 @@ impl Archive {
                     None => {}
                 }
                 changes.sequence = sequence;
-            }
-            if candidates.exhausted {
-                changes.sequence = last;
             }
         }
         Ok(changes)

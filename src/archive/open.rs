@@ -30,7 +30,7 @@ pub(super) async fn open(
     purpose: Purpose,
     near: Option<NearCopies>,
 ) -> Result<(Figures, NearCopies)> {
-    let figures = figures(store, purpose, near).await?;
+    let figures = figures(store, purpose).await?;
     let keys = vec![meta::format(), meta::near_copies()];
     let values = store.get_many(keys).await?;
     let [Some(format), switch] = values.as_slice() else {
@@ -51,12 +51,14 @@ pub(super) async fn open(
     Ok((figures, near))
 }
 
-/// Writes the values of table `d` anew, from the log. If that is interrupted, the next open does it
-/// again.
+/// Writes the values of table `d` anew, from the log. Until that is done the archive has no word on
+/// whether it can be asked for near copies, so that after an interruption the next open does it again.
 async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> Result<()> {
     if last > 0 {
         tracing::info!(articles = last, "writing the digests of all articles anew");
     }
+    let batch = commit::unknown_digests_batch();
+    store.write(batch, Durability::Synced).await?;
     let mut walk = LogWalk::to(store, last);
     let mut pace = Pace::new(0);
     while let Some(step) = walk.next(&mut pace).await? {
@@ -81,7 +83,7 @@ async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> R
 }
 
 /// Reads the figures of an archive, or begins one in an empty store.
-async fn figures(store: &dyn Store, purpose: Purpose, near: Option<NearCopies>) -> Result<Figures> {
+async fn figures(store: &dyn Store, purpose: Purpose) -> Result<Figures> {
     let (archive_id, next) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
         Ok(None) => (random_id()?, 1),
@@ -96,8 +98,8 @@ async fn figures(store: &dyn Store, purpose: Purpose, near: Option<NearCopies>) 
         next,
         totals: Totals::default(),
     };
-    let near = near.unwrap_or(NearCopies::On);
-    let batch = commit::first_batch(archive_id, figures, near);
+    // Whatever stands in table `d` is written anew before the archive is used.
+    let batch = commit::first_batch(archive_id, figures);
     store.write(batch, Durability::Synced).await?;
     Ok(figures)
 }

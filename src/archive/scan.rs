@@ -16,7 +16,7 @@ use super::reader::{FETCH_RECORDS, advance};
 use super::selector::{Order, Query, Selector};
 use super::token;
 use crate::article::Article;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, Sequence, SortTime};
 use crate::record::Record;
 use crate::store::Direction;
@@ -89,6 +89,11 @@ impl Room {
         self.budget.articles_max -= 1;
         self.budget.bytes_max = self.budget.bytes_max.saturating_sub(bytes);
         true
+    }
+
+    /// Makes room for what an article has beside it; that may be a little more than there is.
+    pub fn take_bytes(&mut self, bytes: usize) {
+        self.budget.bytes_max = self.budget.bytes_max.saturating_sub(bytes);
     }
 
     /// Makes room for something that is no article.
@@ -285,18 +290,19 @@ impl Archive {
         }
     }
 
-    /// Reads the articles at some sequences, in their order; none where there is none any more.
+    /// Reads the articles at some sequences, in their order; none where there is none any more, or
+    /// none that can be read.
     ///
     /// # Errors
-    /// `RecordDamaged`, `StoreFailed`.
+    /// `StoreFailed`.
     pub async fn articles_at(&self, sequences: &[Sequence]) -> Result<Vec<Option<StoredArticle>>> {
         let mut articles = Vec::with_capacity(sequences.len());
-        for some in sequences.chunks(FETCH_RECORDS) {
-            let heads = self.reader().heads(some).await?;
-            for (sequence, head) in some.iter().zip(heads) {
-                let record = self.reader().complete(*sequence, head).await?;
-                articles.push(StoredArticle::of(*sequence, record));
-            }
+        for sequence in sequences {
+            articles.push(match self.reader().record(*sequence).await {
+                Ok(record) => StoredArticle::of(*sequence, record),
+                Err(error) if error.kind() == Kind::DataLoss => None,
+                Err(error) => return Err(error),
+            });
         }
         Ok(articles)
     }

@@ -16,6 +16,10 @@ use crate::store::Direction;
 /// Articles that are counted before other tasks have their turn.
 const YIELD_ARTICLES: usize = 1 << 16;
 
+/// What a series and a number take in a message: a time, a count, tags and lengths.
+const SERIES_BYTES: usize = 24;
+const COUNT_BYTES: usize = 32;
+
 /// What one number of a timeline counts. All are of UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Bucket {
@@ -140,7 +144,7 @@ impl Archive {
         let selector = &query.selector;
         if selector.url_key().is_some() || selector.body_key().is_some() {
             let as_of = self.count_articles(selector, &mut counting).await?;
-            return counting.timeline(as_of, &HashMap::new());
+            return self.fitting(counting.timeline(as_of, &HashMap::new())?);
         }
         let view = self.digests().await?;
         let marks: HashMap<SourceMark, &str> = selector
@@ -169,7 +173,25 @@ impl Archive {
         } else {
             HashMap::new()
         };
-        counting.timeline(view.as_of, &names)
+        self.fitting(counting.timeline(view.as_of, &names)?)
+    }
+
+    /// A timeline, if it fits into a response.
+    fn fitting(&self, timeline: Timeline) -> Result<Timeline> {
+        let limit = self.inner.limits.response_bytes_max;
+        let bytes = timeline
+            .series
+            .iter()
+            .map(|series| series.source.len() + SERIES_BYTES + series.counts.len() * COUNT_BYTES);
+        let bytes: usize = bytes.sum();
+        if bytes <= limit {
+            return Ok(timeline);
+        }
+        let what = format!(
+            "the timeline has about {bytes} bytes, the limit is {limit}; ask for larger buckets, or \
+             for fewer dates or sources"
+        );
+        Err(Error::field(Reason::TooManyBuckets, "bucket", what))
     }
 
     /// Counts the few articles of a URL or body by reading them.

@@ -13,8 +13,8 @@
 //! and equal ones in all.
 //!
 //! So a sketch is 16 bytes, and all of an archive's can be compared one after the other: a million
-//! are 16 MB and take milliseconds. Bands of an LSH would find the same with eight index rows an
-//! article at random places, which cost more to write than all other rows of an article together.
+//! are 16 MB and take milliseconds. The bands of an LSH would ask for about eight more index rows an
+//! article, at random places, beside the five that it has.
 //!
 //! Sketches are stored. A change to them, or to what a shingle is, needs a new archive format.
 

@@ -46,7 +46,8 @@ pub(super) async fn run(
         }
         request.page_token = page.next_page_token;
         if request.page_token.is_empty() {
-            if !args.exact && page.with_near_copies == Some(false) {
+            let is_exact = request.similarity_min == Some(1.0);
+            if !is_exact && page.with_near_copies == Some(false) {
                 complain("near copies are switched off in this archive");
             }
             return Ok(Outcome::Done);

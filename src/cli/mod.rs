@@ -105,7 +105,7 @@ enum Command {
     Timeline(timeline::Args),
     /// Find articles by their words
     Search(search::Args),
-    /// Throw the search index of a server away and build it anew
+    /// Throw the search index away and build it anew
     Reindex,
     /// Delete an article for good; a tombstone with the reason stays
     Delete(articles::DeleteArgs),
@@ -257,7 +257,8 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
         };
         target = Target::DamagedArchive(locator.clone(), options);
     }
-    if let (Target::Archive(locator, options), Command::Search(_)) = (&target, &command) {
+    let searches = matches!(command, Command::Search(_) | Command::Reindex);
+    if let (Target::Archive(locator, options), true) = (&target, searches) {
         target = Target::SearchedArchive(locator.clone(), *options);
     }
     let client = Client::connect(&target).await?;

@@ -15,7 +15,8 @@ use crate::rpc::proto;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// What to look for: words that must all be there, "phrases", -words that must not be there, OR,
-    /// and title:, body:, author: or source: before a word to look in one field
+    /// and title:, body:, author: or source: before a word to look in one field. Put -- before the first
+    /// word if one begins with -
     #[arg(required = true, value_name = "QUERY")]
     query: Vec<String>,
     #[command(flatten)]
@@ -189,6 +190,15 @@ pub(super) async fn reindex(
     let request = proto::RebuildSearchIndexRequest {};
     let answer = message(client.admin().rebuild_search_index(request).await)?;
     let last = answer.last_sequence();
+    if client.is_local() {
+        // Here it is built as long as this process runs: until a search sees everything.
+        let mut request = proto::SearchArticlesRequest {
+            query: "a".into(),
+            min_index_sequence: last,
+            ..Default::default()
+        };
+        page(&mut request, client).await?;
+    }
     if json {
         json_line(out, &json!({"last_sequence": last}))?;
     } else {

@@ -144,8 +144,10 @@ pub(super) async fn run(
         };
         tokio::spawn(scrub::run(archive.clone(), schedule))
     });
+    let loading = tokio::spawn(load_digests(archive.clone()));
     let services = Services { archive, search };
     let served = rpc::serve(services, listener, stop, options).await;
+    loading.abort();
     if let Some(scrub) = scrub {
         // It only reads, and begins anew at the next start.
         scrub.abort();
@@ -166,6 +168,13 @@ pub(super) async fn run(
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)
+}
+
+/// Reads what the first timeline would otherwise wait for; if that fails, the timeline will tell.
+async fn load_digests(archive: Archive) {
+    if let Err(error) = archive.load_digests().await {
+        tracing::warn!(%error, "the digests of the articles cannot be read");
+    }
 }
 
 fn no_signals(error: std::io::Error) -> Error {

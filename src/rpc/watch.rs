@@ -26,6 +26,8 @@ pub(super) struct Watch {
     heartbeat: Duration,
     /// The next sequence to look at.
     next: u64,
+    /// Whether the client knows where it begins.
+    has_begun: bool,
 }
 
 impl Watch {
@@ -54,6 +56,7 @@ impl Watch {
             budget,
             heartbeat,
             next,
+            has_begun: request.from_sequence != 0,
         })
     }
 
@@ -98,6 +101,10 @@ impl Watch {
             if self.next > self.selector.max_sequence() {
                 return Ok(None);
             }
+            if !std::mem::replace(&mut self.has_begun, true) {
+                // From here on the client can resume, whatever happens before the first change.
+                return Ok(Some(self.message(Vec::new())));
+            }
             let read = self
                 .archive
                 .changes(self.next, &self.selector, &self.budget)
@@ -109,6 +116,7 @@ impl Watch {
                 return Ok(Some(self.message(read.changes)));
             }
             tokio::select! {
+                biased;
                 () = &mut heartbeat => return Ok(Some(self.message(Vec::new()))),
                 committed = self.archive.committed_to(self.next) => committed?,
             }

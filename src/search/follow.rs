@@ -8,9 +8,10 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
-use super::index::{Mark, OpenIndex, wipe};
+use super::index::{Found, Mark, OpenIndex, check_room, wipe};
 use crate::archive::{PageBudget, Selector, View};
-use crate::error::{Reason, Result};
+use crate::article::ContentHash;
+use crate::error::{Error, Kind, Reason, Result};
 
 /// How long articles gather before they are made visible. With the commit itself, a search is at
 /// most a second behind on a machine that has time to spare.
@@ -19,6 +20,12 @@ const GATHER: Duration = Duration::from_millis(500);
 /// How long to wait after a failure, and how often that is doubled while nothing gets better.
 const RETRY: Duration = Duration::from_secs(5);
 const RETRY_DOUBLINGS: u32 = 7;
+
+/// How long a round has to last for earlier failures to be forgotten.
+const HEALTHY: Duration = Duration::from_secs(600);
+
+/// How often in a row an index is thrown away: if that does not help, it is not the index.
+const WIPES_MAX: u32 = 3;
 
 /// The nice value of the thread and of those that tantivy starts from it: building the index takes
 /// about as much as everything else about an article, and is to take only what is left over.
@@ -47,94 +54,123 @@ impl Follower {
         Self { shared, stop }
     }
 
-    /// Follows until it is stopped, and starts again after a failure: first with the index as it is,
-    /// then, if that does not work, with an empty one.
+    /// Follows until it is stopped. After a failure it starts again with the index as it is, and with
+    /// an empty one if the index itself is what fails.
     pub(super) fn run(self, runtime: &Handle) {
         if let Err(error) = rustix::process::setpriority_process(None, NICE) {
             tracing::warn!(%error, "the search index is built at the priority of everything else");
         }
         let mut failures = 0;
         loop {
-            let before = self.shared.status.borrow().sequence;
-            let (index, mark) = match OpenIndex::open(&self.shared.place) {
-                Ok(opened) => opened,
-                Err(error) => {
-                    tracing::error!(%error, "the search index cannot be opened");
-                    self.start_anew(&error.to_string());
-                    if failures > 0 && self.pause(runtime, failures) {
-                        return;
-                    }
-                    failures += 1;
-                    continue;
-                }
-            };
-            let error = match self.follow(runtime, index, mark) {
+            let started = Instant::now();
+            // What parses files that may be damaged may panic over them.
+            let round = std::panic::AssertUnwindSafe(|| self.round(runtime));
+            let followed = std::panic::catch_unwind(round).unwrap_or_else(|_| {
+                let what = "the search index is damaged, or pressmark is";
+                Err(Error::new(Reason::SearchFailed, what))
+            });
+            if started.elapsed() > HEALTHY {
+                failures = 0;
+            }
+            let error = match followed {
                 Ok(End::Stop) => return,
-                Ok(End::Rebuild) => {
-                    self.start_anew("it is being built anew");
-                    continue;
-                }
+                Ok(End::Rebuild) => match self.start_anew("it is being built anew") {
+                    Ok(()) => continue,
+                    Err(error) => error,
+                },
                 Err(error) => error,
             };
             tracing::error!(%error, "the search index does not go on");
-            if self.shared.status.borrow().sequence > before {
-                failures = 0;
-            }
-            let why = error.to_string();
             self.shared
-                .publish(self.shared.snapshot(), Some(why.clone()));
-            if failures > 0 && error.reason() == Reason::SearchFailed {
-                self.start_anew(&why);
+                .publish(self.shared.snapshot(), Some(error.to_string()));
+            if error.reason() == Reason::SearchFailed
+                && failures < WIPES_MAX
+                && let Err(error) = self.start_anew(&error.to_string())
+            {
+                tracing::error!(%error, "the search index cannot be thrown away");
             }
-            if self.pause(runtime, failures) {
+            if failures > 0 && self.pause(runtime, failures) {
                 return;
             }
             failures += 1;
         }
     }
 
-    /// Waits after a failure, the longer the more there were. Returns whether to stop.
+    /// Opens the index and follows.
+    fn round(&self, runtime: &Handle) -> Result<End> {
+        let (mut index, found) = OpenIndex::open(&self.shared.place)?;
+        let end = self.follow(runtime, &mut index, found);
+        if !matches!(end, Ok(End::Stop))
+            && let Err(error) = index.close()
+        {
+            tracing::warn!(%error, "the search index ends badly");
+        }
+        end
+    }
+
+    /// Waits after a failure, the longer the more there were, or until the index is to be built anew.
+    /// Returns whether to stop.
     fn pause(&self, runtime: &Handle, failures: u32) -> bool {
         let pause = RETRY * 2_u32.pow(failures.min(RETRY_DOUBLINGS));
         runtime.block_on(async {
-            let stopped = tokio::time::timeout(pause, self.stop.cancelled());
-            stopped.await.is_ok()
+            tokio::select! {
+                () = self.stop.cancelled() => true,
+                () = self.shared.wake.notified() => false,
+                () = tokio::time::sleep(pause) => false,
+            }
         })
     }
 
     /// Throws the index away.
-    fn start_anew(&self, why: &str) {
+    fn start_anew(&self, why: &str) -> Result<()> {
         self.shared.rebuild.store(false, Ordering::Release);
         self.shared.publish(None, Some(why.to_owned()));
-        if let Err(error) = wipe(&self.shared.place) {
-            tracing::error!(%error, "the search index cannot be thrown away");
-        }
+        wipe(&self.shared.place)
+    }
+
+    /// The mark of an index that has the log up to a sequence. Of a record that cannot be read
+    /// nobody knows the id.
+    fn mark(&self, runtime: &Handle, archive_id: &str, sequence: u64) -> Result<Mark> {
+        let id = match runtime.block_on(self.shared.archive.id_at(sequence)) {
+            Err(error) if error.kind() == Kind::DataLoss => runtime.block_on(self.unknown_id())?,
+            id => id?,
+        };
+        Ok(Mark {
+            archive: archive_id.to_owned(),
+            sequence,
+            id,
+        })
+    }
+
+    /// What stands for the id of a record that cannot be read.
+    async fn unknown_id(&self) -> Result<ContentHash> {
+        self.shared.archive.id_at(0).await
     }
 
     /// Follows the log from where an index is.
-    fn follow(&self, runtime: &Handle, mut index: OpenIndex, found: Option<Mark>) -> Result<End> {
+    fn follow(&self, runtime: &Handle, index: &mut OpenIndex, found: Found) -> Result<End> {
         let archive = &self.shared.archive;
         let id = runtime.block_on(archive.archive_id())?;
-        let id = format!("{:032x}", u128::from_be_bytes(id));
-        let mut mark = Mark {
-            archive: id,
-            sequence: 0,
-            id: runtime.block_on(archive.id_at(0))?,
-        };
-        if let Some(found) = found {
-            let is_ours = found.archive == mark.archive
-                && found.sequence <= archive.committed()
-                && runtime.block_on(archive.id_at(found.sequence))? == found.id;
-            if !is_ours {
-                tracing::warn!(?found, "the search index is of another archive");
-                return Ok(End::Rebuild);
+        let archive_id = format!("{:032x}", u128::from_be_bytes(id));
+        let mut mark = self.mark(runtime, &archive_id, 0)?;
+        match found {
+            Found::Empty => {}
+            Found::Marked(found) if found.sequence <= archive.committed() => {
+                mark = self.mark(runtime, &archive_id, found.sequence)?;
+                let unknown = runtime.block_on(self.unknown_id())?;
+                // A record that was or is damaged may have had any id.
+                let is_same = found.id == mark.id || [found.id, mark.id].contains(&unknown);
+                if found.archive != mark.archive || !is_same {
+                    return Ok(End::Rebuild);
+                }
             }
-            mark = found;
+            Found::Marked(_) | Found::Foreign => return Ok(End::Rebuild),
         }
         self.shared
             .publish(Some(index.snapshot(mark.sequence)?), None);
         let mut read = mark.sequence;
         let mut first_change: Option<Instant> = None;
+        let mut has_deleted = index.forget_deleted()?;
         let everything = Selector::everything();
         let budget = PageBudget {
             view: View::Full,
@@ -144,6 +180,9 @@ impl Follower {
         loop {
             if self.shared.rebuild.load(Ordering::Acquire) {
                 return Ok(End::Rebuild);
+            }
+            if read < archive.committed() {
+                check_room(&self.shared.place)?;
             }
             let next = archive.readable_changes(read + 1, &everything, &budget);
             let changes = runtime.block_on(next)?;
@@ -160,18 +199,24 @@ impl Follower {
                 || (mark.sequence + 1..=read).contains(&self.shared.wanted.load(Ordering::Acquire))
                 || (is_stopped && gathered.is_some());
             if is_due {
-                mark.sequence = read;
-                mark.id = runtime.block_on(archive.id_at(read))?;
+                mark = self.mark(runtime, &archive_id, read)?;
                 let snapshot = index.commit(&mark)?;
                 self.shared.publish(Some(snapshot), None);
                 first_change = None;
+                has_deleted = index.forget_deleted()?;
             }
             if is_stopped {
                 return Ok(End::Stop);
             }
             if read >= archive.committed() {
-                let wait = first_change.map(|first| GATHER.saturating_sub(first.elapsed()));
+                let mut wait = first_change.map(|first| GATHER.saturating_sub(first.elapsed()));
+                if has_deleted && wait.is_none() {
+                    wait = Some(RETRY);
+                }
                 self.wait(runtime, read, wait);
+                if has_deleted && first_change.is_none() {
+                    has_deleted = index.forget_deleted()?;
+                }
             }
         }
     }

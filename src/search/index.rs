@@ -24,6 +24,9 @@ const VERSION: u32 = 1;
 /// Memory in which new articles gather before they become a segment.
 const ARENA_BYTES: usize = 32 * 1024 * 1024;
 
+/// Bytes that a disk has left at least while the index is written, besides as many as the index has.
+const ROOM_BYTES_MIN: u64 = 256 * 1024 * 1024;
+
 /// The date of undated articles, before all others.
 pub(super) const UNDATED: i64 = i64::MIN;
 
@@ -105,18 +108,27 @@ impl Mark {
     }
 }
 
+/// What an index says of itself when it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It has the log up to here.
+    Marked(Mark),
+    /// It is new.
+    Empty,
+    /// Something else wrote it.
+    Foreign,
+}
+
 /// An open index.
 pub(super) struct OpenIndex {
     writer: IndexWriter,
     reader: IndexReader,
     fields: Fields,
-    /// Whether articles were deleted since their words were last taken out of the files.
-    has_deleted: bool,
 }
 
 impl OpenIndex {
     /// Opens an index where it is, or an empty one. Also tells up to where it has the log.
-    pub(super) fn open(place: &Place) -> Result<(Self, Option<Mark>)> {
+    pub(super) fn open(place: &Place) -> Result<(Self, Found)> {
         let (schema, fields) = schema();
         let index = match place {
             Place::Folder(folder) => {
@@ -141,11 +153,13 @@ impl OpenIndex {
             writer: writer.map_err(failed)?,
             reader: reader.try_into().map_err(failed)?,
             fields,
-            // Those of a run that was killed may still be there.
-            has_deleted: true,
         };
-        let mark = payload.and_then(|payload| Mark::decode(&payload));
-        Ok((open, mark))
+        let found = match payload {
+            Some(payload) => Mark::decode(&payload).map_or(Found::Foreign, Found::Marked),
+            None if index_is_empty(&open.writer)? => Found::Empty,
+            None => Found::Foreign,
+        };
+        Ok((open, found))
     }
 
     /// What searches see after the last commit, which was at a sequence.
@@ -168,7 +182,6 @@ impl OpenIndex {
             Change::Deleted { article, .. } => {
                 let term = Term::from_field_u64(self.fields.sequence, *article);
                 self.writer.delete_term(term);
-                self.has_deleted = true;
             }
         }
         Ok(())
@@ -193,24 +206,57 @@ impl OpenIndex {
         let mut commit = self.writer.prepare_commit().map_err(failed)?;
         commit.set_payload(&mark.encode());
         commit.commit().map_err(failed)?;
-        if std::mem::take(&mut self.has_deleted) {
-            self.forget_deleted()?;
-        }
         self.snapshot(mark.sequence)
     }
 
-    /// Writes segments with deleted articles anew, in the background. A delete promises that the text
-    /// goes, and the words of an article with their places are its text.
-    fn forget_deleted(&mut self) -> Result<()> {
+    /// Begins to write segments with deleted articles anew, in the background, and tells whether
+    /// there are any. A delete promises that the text goes, and the words of an article with their
+    /// places are its text. Whoever asks, asks again until there are none: a segment that is being
+    /// merged already cannot be merged now.
+    pub(super) fn forget_deleted(&mut self) -> Result<bool> {
         let segments = self.writer.index().searchable_segment_metas();
+        let mut has_deleted = false;
         for segment in segments.map_err(failed)? {
             if segment.num_deleted_docs() > 0 {
-                // Nobody waits for it; if it fails, the next delete tries again.
+                has_deleted = true;
+                // Nobody waits for it; whether it was done is seen in the segments.
                 drop(self.writer.merge(&[segment.id()]));
             }
         }
-        Ok(())
+        Ok(has_deleted)
     }
+
+    /// Waits for what is written in the background, which would otherwise write into what comes next.
+    pub(super) fn close(self) -> Result<()> {
+        self.writer.wait_merging_threads().map_err(failed)
+    }
+}
+
+fn index_is_empty(writer: &IndexWriter) -> Result<bool> {
+    let segments = writer.index().searchable_segment_ids();
+    Ok(segments.map_err(failed)?.is_empty())
+}
+
+/// Fails if the disk has so little room that the archive may soon need it: a merge takes as much again
+/// as what it merges, and all of what is left must not go into an index.
+pub(super) fn check_room(place: &Place) -> Result<()> {
+    let Place::Folder(folder) = place else {
+        return Ok(());
+    };
+    let disk = rustix::fs::statvfs(folder).map_err(|error| {
+        let what = format!("cannot tell how much room {} has", folder.display());
+        Error::new(Reason::StoreFailed, what).with_source(std::io::Error::from(error))
+    })?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    let needed = ROOM_BYTES_MIN.saturating_add(disk_bytes(folder));
+    if free >= needed {
+        return Ok(());
+    }
+    let what = format!(
+        "the disk of {} has {free} bytes left, and the search index goes on from {needed}",
+        folder.display()
+    );
+    Err(Error::new(Reason::DiskFull, what))
 }
 
 /// Throws the index away.

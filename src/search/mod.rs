@@ -124,7 +124,7 @@ struct Shared {
     rebuild: AtomicBool,
     /// Wakes the follower when one of the two above changed.
     wake: Notify,
-    searches: Semaphore,
+    searches: Arc<Semaphore>,
 }
 
 /// The owner of the follower. Closing it ends it.
@@ -149,7 +149,7 @@ impl Search {
             wanted: AtomicU64::new(0),
             rebuild: AtomicBool::new(false),
             wake: Notify::new(),
-            searches: Semaphore::new(SEARCHES_MAX),
+            searches: Arc::new(Semaphore::new(SEARCHES_MAX)),
         });
         let stop = CancellationToken::new();
         let follower = follow::Follower::new(Arc::clone(&shared), stop.clone());
@@ -182,6 +182,9 @@ impl Search {
     /// Drops the index and begins to build it anew, from the log as it is now.
     pub fn rebuild(&self) {
         self.shared.rebuild.store(true, Ordering::Release);
+        // It is not complete from this moment on, and nobody is to think that it is.
+        let why = Some("it is being built anew".to_owned());
+        self.shared.publish(None, why);
         self.shared.wake.notify_one();
     }
 
@@ -296,7 +299,18 @@ impl SearchGuard {
     }
 }
 
-/// An error of the index, which is to be built anew.
+/// An error of the index, which is to be built anew, or of the disk that it is on, which may recover.
 fn failed(error: tantivy::TantivyError) -> Error {
-    Error::new(Reason::SearchFailed, "the search index failed").with_source(error)
+    let is_of_disk = matches!(
+        error,
+        tantivy::TantivyError::IoError(_)
+            | tantivy::TantivyError::OpenWriteError(_)
+            | tantivy::TantivyError::LockFailure(..)
+    );
+    let reason = if is_of_disk {
+        Reason::StoreFailed
+    } else {
+        Reason::SearchFailed
+    };
+    Error::new(reason, "the search index failed").with_source(error)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::ops::{Bound, Range};
+use std::sync::Arc;
 
 use tantivy::collector::{Count, TopDocs};
 use tantivy::query::{
@@ -10,13 +11,13 @@ use tantivy::query::{
 };
 use tantivy::schema::IndexRecordOption;
 use tantivy::snippet::SnippetGenerator;
-use tantivy::{DocAddress, Order, Searcher, TantivyError, Term};
+use tantivy::{DocAddress, DocId, Searcher, SegmentReader, TantivyError, Term};
 
 use super::index::{Fields, PUBLISHED, SEQUENCE, Snapshot, UNDATED};
 use super::words::places;
 use super::{Hit, HitOrder, Hits, SearchQuery, Shared, TextPart, failed};
 use crate::archive::token::{self, Fingerprint};
-use crate::archive::{Direction, Order as ArticleOrder, PageBudget, Query, StoredArticle};
+use crate::archive::{Direction, Order as ArticleOrder, PageBudget, Query, Room, StoredArticle};
 use crate::article::Timestamp;
 use crate::error::{Error, Reason, Result, excerpt};
 
@@ -25,6 +26,17 @@ const TITLE_BOOST: f32 = 3.0;
 
 /// Characters of a snippet.
 const SNIPPET_CHARS: usize = 200;
+
+/// Articles that are read at a time for a page, and bytes of their texts after which it ends: bodies
+/// are read for the snippets even if they are not returned.
+const READ_ARTICLES: usize = 32;
+const READ_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Parentheses in a query. The parser calls itself for each, and the stack has an end.
+const PARENTHESES_MAX: usize = 32;
+
+/// What a part of a text takes in a message besides it.
+const PART_BYTES: usize = 8;
 
 /// Where a page begins.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +88,13 @@ pub(super) async fn run(
         })?;
     }
     let hits_max = shared.archive.limits().search_hits_max;
+    if cursor.as_of > snapshot.sequence {
+        let what = format!(
+            "the search index has the log up to sequence {}, and the page before up to {}",
+            snapshot.sequence, cursor.as_of
+        );
+        return Err(Error::new(Reason::SearchBehind, what));
+    }
     if cursor.offset >= hits_max {
         let what = format!(
             "only the first {hits_max} hits can be paged through; use more words, or bounds of dates"
@@ -91,23 +110,33 @@ pub(super) async fn run(
         find(&searcher, &*filtered, order, cursor.offset, limit)
     })
     .await?;
-    let page: Vec<u64> = found.hits.iter().map(|(_, sequence)| *sequence).collect();
-    let articles = shared.archive.articles_at(&page).await?;
-    let shown = Shown::new(&snapshot, &*text)?;
-    let mut room = crate::archive::Room::new(budget);
+    let shown = Arc::new(Shown::new(&snapshot, &*text)?);
+    let mut room = Room::new(budget);
     let mut hits = Vec::new();
     let mut looked_at = 0;
-    for ((score, _), article) in found.hits.iter().zip(articles) {
+    let mut read_bytes = 0;
+    'page: for some in found.hits.chunks(READ_ARTICLES) {
+        let sequences: Vec<u64> = some.iter().map(|(_, sequence)| *sequence).collect();
+        let articles = shared.archive.articles_at(&sequences).await?;
         // What was deleted since is left out, and so is what the filters could not tell.
-        let article =
-            article.filter(|stored| query.selector.matches(stored.sequence, &stored.article));
-        if let Some(article) = article {
-            if !room.take(&article.article) {
-                break;
+        let meant = articles.into_iter().map(|article| {
+            article.filter(|stored| query.selector.matches(stored.sequence, &stored.article))
+        });
+        let scored: Vec<_> = some.iter().map(|(score, _)| *score).zip(meant).collect();
+        let shown = Arc::clone(&shown);
+        let showing = move || Ok(shown.hits(scored));
+        for hit in blocking(shared, showing).await? {
+            if let Some((hit, text_bytes)) = hit {
+                if read_bytes > READ_BYTES_MAX || !room.take(&hit.article.article) {
+                    break 'page;
+                }
+                read_bytes += text_bytes;
+                let parts = hit.title.iter().chain(&hit.snippet);
+                room.take_bytes(parts.map(|part| part.text.len() + PART_BYTES).sum());
+                hits.push(hit);
             }
-            hits.push(shown.hit(article, *score));
+            looked_at += 1;
         }
-        looked_at += 1;
     }
     cursor.offset += looked_at;
     let is_last = u64::try_from(cursor.offset).is_ok_and(|offset| offset >= found.hit_count)
@@ -127,11 +156,17 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let closed = |_| Error::new(Reason::ShuttingDown, "the search is closed");
-    let _turn = shared.searches.acquire().await.map_err(closed)?;
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|panic| {
-        Error::new(Reason::SearchFailed, "the search panicked").with_source(panic)
-    })?
+    let turn = Arc::clone(&shared.searches).acquire_owned().await;
+    let turn = turn.map_err(closed)?;
+    // A caller who goes away ends nothing, so the turn goes with the work.
+    let working = move || {
+        let done = work();
+        drop(turn);
+        done
+    };
+    let done = tokio::task::spawn_blocking(working).await;
+    // The index may be as good as before, and another query will do.
+    done.map_err(|panic| Error::new(Reason::Internal, "the search panicked").with_source(panic))?
 }
 
 fn fingerprint(query: &SearchQuery) -> Fingerprint {
@@ -148,6 +183,11 @@ fn fingerprint(query: &SearchQuery) -> Fingerprint {
 
 /// Reads the text of a query.
 fn parse(snapshot: &Snapshot, text: &str) -> Result<Box<dyn IndexQuery>> {
+    let depth = text.bytes().filter(|byte| b"([{".contains(byte)).count();
+    if depth > PARENTHESES_MAX {
+        let what = format!("{depth} opening parentheses, the limit is {PARENTHESES_MAX}");
+        return Err(Error::field(Reason::ArgumentInvalid, "query", what));
+    }
     let Fields { title, body, .. } = snapshot.fields;
     let mut parser = QueryParser::for_index(snapshot.searcher.index(), vec![title, body]);
     parser.set_conjunction_by_default();
@@ -238,16 +278,12 @@ fn find(
     let (hits, hit_count) = match order {
         HitOrder::Relevance => {
             let top = top.order_by_score();
-            searcher.search(query, &(top, Count)).map_err(failed)?
+            searcher.search(query, &(top, Count)).map_err(refused)?
         }
         HitOrder::Published(direction) => {
-            let order = match direction {
-                Direction::Ascending => Order::Asc,
-                Direction::Descending => Order::Desc,
-            };
-            let top = top.order_by_fast_field::<i64>(PUBLISHED, order);
-            let (hits, hit_count) = searcher.search(query, &(top, Count)).map_err(failed)?;
-            let unscored = |(_, address): (Option<i64>, DocAddress)| (0.0, address);
+            let top = top.order_by(by_date(direction));
+            let (hits, hit_count) = searcher.search(query, &(top, Count)).map_err(refused)?;
+            let unscored = |(_, address): ((i64, u64), DocAddress)| (0.0, address);
             (hits.into_iter().map(unscored).collect(), hit_count)
         }
     };
@@ -259,6 +295,42 @@ fn find(
         hits: numbered.collect::<Result<_>>()?,
         hit_count: u64::try_from(hit_count).unwrap_or(u64::MAX),
     })
+}
+
+/// An error of a search: that of a query which the index has no answer to, or of the index.
+fn refused(error: TantivyError) -> Error {
+    let is_of_query = matches!(
+        error,
+        TantivyError::InvalidArgument(_)
+            | TantivyError::SchemaError(_)
+            | TantivyError::FieldNotFound(_)
+    );
+    if is_of_query {
+        return Error::field(Reason::ArgumentInvalid, "query", error.to_string());
+    }
+    failed(error)
+}
+
+/// The order of documents by date, the largest first; those of one second by arrival, so that no merge
+/// of segments changes a page.
+fn by_date(
+    direction: Direction,
+) -> impl Fn(&SegmentReader) -> Box<dyn Fn(DocId) -> (i64, u64) + Send + Sync> + Send + Sync + Clone
+{
+    move |segment| {
+        let columns = segment.fast_fields();
+        let (times, sequences) = (columns.i64(PUBLISHED).ok(), columns.u64(SEQUENCE).ok());
+        Box::new(move |document| {
+            let time = times.as_ref().and_then(|times| times.first(document));
+            let sequence = sequences.as_ref().and_then(|column| column.first(document));
+            let (time, sequence) = (time.unwrap_or(UNDATED), sequence.unwrap_or_default());
+            match direction {
+                Direction::Descending => (time, sequence),
+                // The complement turns an order round.
+                Direction::Ascending => (!time, !sequence),
+            }
+        })
+    }
 }
 
 fn sequence_of(searcher: &Searcher, address: DocAddress) -> Result<u64> {
@@ -287,12 +359,22 @@ impl Shown {
             }
         });
         let snippets = SnippetGenerator::create(&snapshot.searcher, query, body);
-        let mut snippets = snippets.map_err(failed)?;
+        let mut snippets = snippets.map_err(refused)?;
         snippets.set_max_num_chars(SNIPPET_CHARS);
         Ok(Self {
             title_words,
             snippets,
         })
+    }
+
+    /// What is shown of some articles, and how long their texts are.
+    fn hits(&self, scored: Vec<(f32, Option<StoredArticle>)>) -> Vec<Option<(Hit, usize)>> {
+        let hit = |(score, article): (f32, Option<StoredArticle>)| {
+            let article = article?;
+            let text_bytes = article.article.text_bytes();
+            Some((self.hit(article, score), text_bytes))
+        };
+        scored.into_iter().map(hit).collect()
     }
 
     fn hit(&self, article: StoredArticle, score: f32) -> Hit {

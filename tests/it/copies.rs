@@ -3,16 +3,20 @@
 use pressmark::archive::{Archive, CopiesQuery, CopyOf, Limits, NearCopies, PageBudget, View};
 use pressmark::article::{ArticleFields, ContentHash, Shingles};
 use pressmark::error::Reason;
+use pressmark::key::{self, SortTime, meta};
+use pressmark::store::Change;
 
 use crate::support::{
     Engine, SOURCES, TestArchive, TestResult, articles_max, check_error, fields, prepared, time,
 };
+use crate::verify::write;
 
 on_each_engine!(
     copies_are_found_and_others_are_not,
     pages_of_copies_are_one_list,
     deleted_copies_are_gone,
     the_switch_rewrites_the_index,
+    an_interrupted_switch_is_done_again,
 );
 
 /// A body of so many words that has little in common with those of other seeds.
@@ -250,5 +254,23 @@ async fn the_switch_rewrites_the_index(engine: Engine) -> TestResult {
     assert_eq!(again.sequence, 1);
     let limits = *archive.limits();
     assert_eq!(limits, Limits::default());
+    archive.finish().await
+}
+
+/// A kill while the digests are written leaves some without sketches, and no word on what they are.
+async fn an_interrupted_switch_is_done_again(engine: Engine) -> TestResult {
+    let archive = TestArchive::open(engine).await;
+    let puts = archive.put_all(stories()).await;
+    let date = SortTime::of(fields(3).published_at);
+    let without = vec![0; 8];
+    let changes = [
+        Change::Remove(meta::near_copies()),
+        Change::Put(key::date(date, 3), without),
+    ];
+    write(&archive, changes).await;
+    let archive = archive.reopen().await;
+    assert_eq!(archive.near_copies(), NearCopies::On);
+    let near = all(&archive, query(puts[0].id, None), 50).await;
+    assert_eq!(sequences(&near), [3, 4, 5]);
     archive.finish().await
 }

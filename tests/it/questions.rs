@@ -209,7 +209,9 @@ fn a_timeline_is_drawn_as_bars() {
 #[test]
 fn words_are_searched_with_and_without_a_server() {
     let (scratch, ids) = desk();
-    let found = scratch.run(&["search", "markets", "monday"]).exits(0);
+    let found = scratch
+        .run(&["search", "--", "markets", "monday", "-friday"])
+        .exits(0);
     assert_eq!(found.err, "pressmark: 1 found\n");
     assert!(found.out.starts_with(&ids[1]), "{}", found.out);
     assert!(

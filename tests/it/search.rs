@@ -335,6 +335,14 @@ async fn what_cannot_be_searched_is_refused() {
         ("-bank".into(), "only words to leave out"),
         ("place:town".into(), "\"place\", which is none of title"),
         ("\"open".into(), "cannot be read"),
+        ("published:5".into(), ""),
+        ("title:*".into(), ""),
+        ("nosuch:*".into(), ""),
+        (
+            format!("{}bank{}", "(".repeat(33), ")".repeat(33)),
+            "33 opening parentheses",
+        ),
+        ("(".repeat(1024), "1024 opening parentheses"),
     ];
     for (query, expected) in wrong {
         let status = search(&server, for_text(&query)).await.unwrap_err();
@@ -342,6 +350,33 @@ async fn what_cannot_be_searched_is_refused() {
         assert!(status.message().starts_with("query: "), "{status:?}");
         assert!(status.message().contains(expected), "{query}: {status:?}");
     }
+    // Deep, but not too deep for the stack.
+    for query in [
+        format!("{}bank{}", "(".repeat(32), ")".repeat(32)),
+        "NOT ".repeat(250) + "bank",
+        "-".repeat(1000) + "bank",
+        "+".repeat(1000) + "bank",
+    ] {
+        let answer = search(&server, for_text(&query)).await;
+        let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
+        assert!(
+            matches!(code, Code::Ok | Code::InvalidArgument),
+            "{query}: {code}"
+        );
+    }
+    // None of that is taken for damage of the index.
+    let stats = proto::GetStatsRequest {};
+    let stats = server
+        .admin()
+        .await
+        .get_stats(stats)
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        (stats.search_sequence, stats.search_error.as_str()),
+        (Some(6), "")
+    );
     let ahead = proto::SearchArticlesRequest {
         min_index_sequence: 7,
         ..for_text("bank")
@@ -441,6 +476,16 @@ async fn an_index_that_is_lost_damaged_or_anothers_is_built_anew() -> TestResult
     // It goes on from where it was.
     archive.put_fields(crate::support::fields(300)).await;
     let all: Vec<u64> = (1..=301).collect();
+    assert_eq!(searched(&archive, &folder, "article").await, all);
+
+    let place = Place::Folder(index.clone());
+    let (search, guard) = Search::open(archive.handle(), place)?;
+    search.wait_for(301).await?;
+    std::fs::write(index.join("left over"), "")?;
+    search.rebuild();
+    search.wait_for(301).await?;
+    assert!(!index.join("left over").exists());
+    guard.close().await?;
     assert_eq!(searched(&archive, &folder, "article").await, all);
 
     std::fs::remove_dir_all(&index)?;

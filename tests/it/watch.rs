@@ -1,12 +1,16 @@
 //! The change feed: in order, without gaps, and at nobody's cost.
 
-use pressmark::archive::Limits;
+use pressmark::archive::{Limits, PageBudget, Selector, View};
 use pressmark::article::ContentHash;
+use pressmark::error::{Kind, Reason};
+use pressmark::key;
 use pressmark::rpc::proto;
+use pressmark::store::Change;
 use tonic::{Code, Status, Streaming};
 
 use crate::server::{TestServer, message};
-use crate::support::{fields, noise, prepared, time};
+use crate::support::{Engine, TestArchive, TestResult, check_error, fields, noise, prepared, time};
+use crate::verify::write;
 
 /// Small enough that every change is a message of its own.
 fn one_change_a_message() -> Limits {
@@ -126,8 +130,11 @@ async fn a_watcher_is_told_of_what_comes_and_that_nothing_comes() {
         ..from(0)
     };
     let mut stream = watch(&server, request).await.unwrap();
-    let heartbeat = stream.message().await.unwrap().unwrap();
-    assert_eq!((heartbeat.changes.len(), heartbeat.sequence), (0, Some(1)));
+    // At once where it begins, then that nothing comes.
+    for _ in 0..2 {
+        let message = stream.message().await.unwrap().unwrap();
+        assert_eq!((message.changes.len(), message.sequence), (0, Some(1)));
+    }
     let stored = put(&server, 2).await;
     let deleted = delete(&server, &stored).await;
     let mut found = Vec::new();
@@ -272,3 +279,34 @@ async fn a_slow_reader_holds_nothing_and_blocks_nobody() {
     drop(stream);
     server.finish().await;
 }
+
+/// What is intact before a damaged record comes before the error, and what is behind it can be had.
+#[tokio::test]
+async fn damage_holds_back_nothing_but_itself() -> TestResult {
+    for lost in [
+        Change::Put(key::log(4), b"damaged".to_vec()),
+        Change::Remove(key::log(4)),
+    ] {
+        let archive = TestArchive::open(Engine::Memory).await;
+        archive.put_all((0..8).map(fields)).await;
+        write(&archive, [lost]).await;
+        let everything = Selector::everything();
+        let read = |first| archive.changes(first, &everything, &BUDGET);
+        let before = read(1).await?;
+        assert_eq!((before.changes.len(), before.sequence), (3, 3));
+        let error = check_error(read(4).await, Reason::RecordDamaged, &["4"]);
+        assert_eq!(error.kind(), Kind::DataLoss);
+        let after = read(5).await?;
+        assert_eq!((after.changes.len(), after.sequence), (4, 8));
+        let readable = archive.readable_changes(1, &everything, &BUDGET).await?;
+        assert_eq!((readable.changes.len(), readable.sequence), (7, 8));
+        archive.close().await?;
+    }
+    Ok(())
+}
+
+const BUDGET: PageBudget = PageBudget {
+    view: View::Full,
+    articles_max: 1000,
+    bytes_max: usize::MAX,
+};

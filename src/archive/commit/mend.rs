@@ -104,10 +104,12 @@ impl Writer {
             },
             counts: RepairCounts::default(),
         };
-        let figures = repair.run().await?;
+        let figures = repair.run().await;
         let counts = repair.counts;
-        self.figures = figures;
+        // One that failed half-way has changed rows as well.
         self.digests.forget();
+        let figures = figures?;
+        self.figures = figures;
         self.committed.send_replace(figures.next - 1);
         Ok(counts)
     }
