@@ -26,9 +26,14 @@ use crate::metrics::Metrics;
 use crate::record::{self, Content, EntryState, Extent, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
-/// The batch that begins an archive, or a repair of one whose figures are lost.
-pub(super) fn first_batch(archive_id: ArchiveId, figures: Figures) -> Batch {
-    let mut batch = unknown_digests_batch();
+/// The batch that begins an archive, or a repair of one whose figures are lost, of which nobody knows
+/// what table `d` holds.
+pub(super) fn first_batch(
+    archive_id: ArchiveId,
+    figures: Figures,
+    near: Option<NearCopies>,
+) -> Batch {
+    let mut batch = near.map_or_else(unknown_digests_batch, format_batch);
     batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
     batch.put(meta::archive_id(), archive_id.to_vec());
     figures.put(&mut batch);

@@ -30,7 +30,8 @@ pub(super) async fn open(
     purpose: Purpose,
     near: Option<NearCopies>,
 ) -> Result<(Figures, NearCopies)> {
-    let figures = figures(store, purpose).await?;
+    let of_new = near.unwrap_or(NearCopies::On);
+    let figures = figures(store, purpose, of_new).await?;
     let keys = vec![meta::format(), meta::near_copies()];
     let values = store.get_many(keys).await?;
     let [Some(format), switch] = values.as_slice() else {
@@ -83,14 +84,15 @@ async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> R
 }
 
 /// Reads the figures of an archive, or begins one in an empty store.
-async fn figures(store: &dyn Store, purpose: Purpose) -> Result<Figures> {
-    let (archive_id, next) = match read(store, purpose).await {
+async fn figures(store: &dyn Store, purpose: Purpose, of_new: NearCopies) -> Result<Figures> {
+    let (archive_id, next, near) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
-        Ok(None) => (random_id()?, 1),
+        Ok(None) => (random_id()?, 1, Some(of_new)),
         Err(error) if purpose == Purpose::Repair && error.reason() == Reason::IndexDamaged => {
             tracing::warn!(%error, "making up figures to repair them");
             let archive_id = read_id(store).await.or_else(|_| random_id())?;
-            (archive_id, last_sequence(store).await? + 1)
+            // Whatever stands in table `d` is written anew before the archive is used.
+            (archive_id, last_sequence(store).await? + 1, None)
         }
         Err(error) => return Err(error),
     };
@@ -98,8 +100,7 @@ async fn figures(store: &dyn Store, purpose: Purpose) -> Result<Figures> {
         next,
         totals: Totals::default(),
     };
-    // Whatever stands in table `d` is written anew before the archive is used.
-    let batch = commit::first_batch(archive_id, figures);
+    let batch = commit::first_batch(archive_id, figures, near);
     store.write(batch, Durability::Synced).await?;
     Ok(figures)
 }

@@ -38,6 +38,9 @@ pub(super) const PUBLISHED: &str = "published";
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fields {
     pub(super) sequence: Field,
+    /// The first bytes of the id. An article that was damaged and healed was indexed twice, and a
+    /// delete takes both away.
+    id: Field,
     /// Seconds since 1970.
     pub(super) published: Field,
     pub(super) source: Field,
@@ -54,6 +57,7 @@ fn schema() -> (Schema, Fields) {
     let text = TextOptions::default().set_indexing_options(words);
     let fields = Fields {
         sequence: schema.add_u64_field(SEQUENCE, INDEXED | FAST),
+        id: schema.add_u64_field("id", INDEXED),
         published: schema.add_i64_field(PUBLISHED, FAST),
         source: schema.add_text_field("source", STRING),
         author: schema.add_text_field("author", text.clone()),
@@ -179,8 +183,8 @@ impl OpenIndex {
                 let document = self.document(stored);
                 self.writer.add_document(document).map_err(failed)?;
             }
-            Change::Deleted { article, .. } => {
-                let term = Term::from_field_u64(self.fields.sequence, *article);
+            Change::Deleted { id, .. } => {
+                let term = Term::from_field_u64(self.fields.id, id_start(id));
                 self.writer.delete_term(term);
             }
         }
@@ -192,6 +196,7 @@ impl OpenIndex {
         let published = article.published_at();
         let mut document = TantivyDocument::new();
         document.add_u64(self.fields.sequence, stored.sequence);
+        document.add_u64(self.fields.id, id_start(&stored.id));
         let seconds = published.map_or(UNDATED, Timestamp::seconds);
         document.add_i64(self.fields.published, seconds);
         document.add_text(self.fields.source, article.source());
@@ -230,6 +235,11 @@ impl OpenIndex {
     pub(super) fn close(self) -> Result<()> {
         self.writer.wait_merging_threads().map_err(failed)
     }
+}
+
+fn id_start(id: &ContentHash) -> u64 {
+    let first = id.as_bytes().first_chunk();
+    first.map_or(0, |first| u64::from_be_bytes(*first))
 }
 
 fn index_is_empty(writer: &IndexWriter) -> Result<bool> {

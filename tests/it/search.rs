@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use pressmark::archive::Limits;
+use pressmark::archive::{Direction, Limits, Selector};
 use pressmark::key;
 use pressmark::rpc::proto;
-use pressmark::search::{Place, Search};
+use pressmark::search::{HitOrder, Place, Search, SearchQuery};
 use pressmark::store::Change;
 use tonic::{Code, Status};
 
@@ -445,16 +445,20 @@ async fn deletes_and_rebuilds_are_followed() {
     server.finish().await;
 }
 
+fn for_everything(text: &str) -> SearchQuery {
+    SearchQuery {
+        text: text.into(),
+        selector: Selector::everything(),
+        order: HitOrder::Published(Direction::Ascending),
+    }
+}
+
 /// The sequences that a search of an archive finds, once its index is as far as the archive.
 async fn searched(archive: &TestArchive, folder: &Path, query: &str) -> Vec<u64> {
     let place = Place::Folder(folder.join("search"));
     let (search, guard) = Search::open(archive.handle(), place).unwrap();
     search.wait_for(archive.committed()).await.unwrap();
-    let query = pressmark::search::SearchQuery {
-        text: query.into(),
-        selector: pressmark::archive::Selector::everything(),
-        order: pressmark::search::HitOrder::Published(pressmark::archive::Direction::Ascending),
-    };
+    let query = for_everything(query);
     let hits = search
         .search(&query, "", &articles_max(1000))
         .await
@@ -525,10 +529,20 @@ async fn damage_does_not_end_the_index() -> TestResult {
         [1, 2, 3, 5, 6, 7, 8, 9, 10]
     );
     archive.repair(time(1)).await?;
-    archive.put(prepared(&article(3))).await?;
+    let healed = archive.put(prepared(&article(3))).await?;
     assert_eq!(
         searched(&archive, &folder, "article").await,
         [1, 2, 3, 11, 5, 6, 7, 8, 9, 10]
     );
+    // A delete takes what was indexed before the damage as well.
+    assert_eq!(searched(&archive, &folder, "title:3").await, [11]);
+    archive.delete(healed.id, "unwanted", time(2)).await?;
+    let place = Place::Folder(folder.join("search"));
+    let (search, guard) = Search::open(archive.handle(), place)?;
+    search.wait_for(archive.committed()).await?;
+    let query = for_everything("title:3");
+    let found = search.search(&query, "", &articles_max(9)).await?;
+    assert_eq!((found.hits.len(), found.hit_count), (0, 0));
+    guard.close().await?;
     archive.finish().await
 }
