@@ -17,7 +17,7 @@ mod timeline;
 mod verify;
 mod watch;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
@@ -187,7 +187,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("PRESSMARK_LOG")
         .unwrap_or_else(|_| EnvFilter::new(cli.command.log_level()));
-    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = output::is_coloured(&io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)

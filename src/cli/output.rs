@@ -1,6 +1,6 @@
 //! How results are printed: lines for people, and JSON objects with the field names of the protos.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -8,6 +8,11 @@ use serde_json::{Value, json};
 use crate::article::{Article, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, proto};
+
+/// Whether what goes to a stream may have colours.
+pub(super) fn is_coloured(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
 
 /// Prints an object as one line.
 pub(super) fn json_line(out: &mut (dyn Write + Send), value: &impl Serialize) -> io::Result<()> {

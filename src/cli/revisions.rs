@@ -1,12 +1,12 @@
 //! `pressmark revisions`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::str::FromStr;
 
 use serde_json::json;
 use similar::{ChangeTag, TextDiff};
 
-use super::output::{article_json, article_of, head_line, json_line};
+use super::output::{article_json, article_of, head_line, is_coloured, json_line};
 use super::select::PAGE_SIZE;
 use super::{CommandResult, Outcome};
 use crate::client::{Client, message};
@@ -147,7 +147,7 @@ fn diff(
     let mut unified = diff.unified_diff();
     let unified = unified.context_radius(CONTEXT_LINES).header(from_id, to_id);
     let text = unified.to_string();
-    if io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+    if is_coloured(&io::stdout()) {
         for line in text.split_inclusive('\n') {
             let colour = match line.as_bytes().first() {
                 Some(b'+') => "\x1b[32m",

@@ -1,11 +1,11 @@
 //! `pressmark search` and `reindex`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::output::{article_json, date_text, json_line};
+use super::output::{article_json, date_text, is_coloured, json_line};
 use super::select::{PAGE_SIZE, SelectorArgs};
 use super::{CommandResult, Outcome};
 use crate::client::{Client, message};
@@ -60,7 +60,7 @@ pub(super) async fn search(
         min_index_sequence: last_sequence(client).await?,
         ..Default::default()
     };
-    let colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colours = is_coloured(&io::stdout());
     let mut shown = 0_usize;
     while left > 0 {
         request.page_size = i32::try_from(left).unwrap_or(PAGE_SIZE).min(PAGE_SIZE);
@@ -101,7 +101,12 @@ async fn page(
     loop {
         let answer = message(client.articles().search_articles(request.clone()).await);
         let error = match answer {
-            Err(error) if error.reason() == Reason::SearchBehind => error,
+            // Only what asked to wait can be asked for without.
+            Err(error)
+                if error.reason() == Reason::SearchBehind && request.min_index_sequence > 0 =>
+            {
+                error
+            }
             answer => return answer,
         };
         if !client.is_local() {
