@@ -39,9 +39,7 @@ pub(super) enum Plan {
 impl Plan {
     pub(super) fn of(query: &Query) -> Self {
         let selector = &query.selector;
-        let by_url = selector.url_key().map(key::url_prefix);
-        let prefix = by_url.or_else(|| selector.body_key().map(key::body_prefix));
-        match (query.order, prefix) {
+        match (query.order, few_prefix(selector)) {
             (Order::Arrival(_), Some(prefix)) => Self::BySequence(prefix),
             (Order::Arrival(_), None) => Self::Log,
             (Order::Published(_), Some(prefix)) => Self::Sorted(prefix),
@@ -243,9 +241,7 @@ impl Archive {
     /// # Errors
     /// `TooManyToSort` if they are more than the limit; `StoreFailed`.
     pub async fn sequences_of(&self, selector: &Selector) -> Result<Option<Vec<Sequence>>> {
-        let by_url = selector.url_key().map(key::url_prefix);
-        let prefix = by_url.or_else(|| selector.body_key().map(key::body_prefix));
-        let Some(prefix) = prefix else {
+        let Some(prefix) = few_prefix(selector) else {
             return Ok(None);
         };
         let sequences = self.sequences_under(&prefix, "selector").await?;
@@ -322,6 +318,12 @@ fn sequence_bounds(
         (Some((_, after)), Direction::Ascending) => (first.max(after.saturating_add(1)), last),
         (Some((_, after)), Direction::Descending) => (first, last.min(after.saturating_sub(1))),
     }
+}
+
+/// The prefix under which the few articles of a selector's URL or body stand, if it names one.
+fn few_prefix(selector: &Selector) -> Option<Vec<u8>> {
+    let by_url = selector.url_key().map(key::url_prefix);
+    by_url.or_else(|| selector.body_key().map(key::body_prefix))
 }
 
 /// The prefixes under which the articles of a selector stand in the order of their dates.

@@ -97,7 +97,8 @@ impl Archive {
         let sketch = Sketch::of(original.article.body());
         match similarity_min {
             Some(least) if sketch != Sketch::EMPTY => {
-                self.near_copies_of(&original, least, token, budget).await
+                let original = (&original, sketch);
+                self.near_copies_of(original, least, token, budget).await
             }
             with_near => {
                 let copies = self.exact_copies_of(&original, token, budget).await?;
@@ -167,7 +168,7 @@ impl Archive {
 
     async fn near_copies_of(
         &self,
-        original: &StoredArticle,
+        (original, sketch): (&StoredArticle, Sketch),
         least: f64,
         token: &str,
         budget: &PageBudget,
@@ -184,12 +185,16 @@ impl Archive {
                 Error::field(Reason::PageTokenInvalid, "page_token", "holds no position")
             })?;
         }
-        let candidates = candidates(&view, original, least, cursor).await;
+        let candidates = candidates(&view, sketch, least, cursor).await;
+        let others = candidates.into_iter();
+        let others: Vec<Sequence> = others
+            .filter(|sequence| *sequence != original.sequence)
+            .collect();
         let shingles = Shingles::of(original.article.body());
         let mut room = Room::new(budget);
         let mut copies = Vec::new();
         let mut next = None;
-        'page: for (some, examined) in candidates.chunks(FETCH_RECORDS).zip(1..) {
+        'page: for (some, examined) in others.chunks(FETCH_RECORDS).zip(1..) {
             let heads = self.reader().heads(some).await?;
             for (sequence, head) in some.iter().zip(heads) {
                 let is_enough = examined * FETCH_RECORDS > self.inner.limits.page_examined_max;
@@ -220,19 +225,16 @@ impl Archive {
 /// The sequences of articles that may be alike enough, behind a cursor.
 async fn candidates(
     view: &DigestView,
-    original: &StoredArticle,
+    sketch: Sketch,
     least: f64,
     cursor: Cursor,
 ) -> Vec<Sequence> {
-    let sketch = Sketch::of(original.article.body());
     let bits = equal_bits_min(least);
     let mut found = Vec::new();
     for segments in view.parts() {
         let alike = segments.alike(sketch, bits);
         found.extend(alike.filter(|sequence| {
-            *sequence > cursor.after
-                && *sequence <= cursor.as_of.min(view.as_of)
-                && *sequence != original.sequence
+            *sequence > cursor.after && *sequence <= cursor.as_of.min(view.as_of)
         }));
         tokio::task::yield_now().await;
     }

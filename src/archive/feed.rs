@@ -95,9 +95,8 @@ impl Archive {
     }
 
     /// Reads changes from a sequence on, up to the last durable one and the last that the selector
-    /// means, a page of them at most. Of the
-    /// deletions all are meant that are within the selector's sequences, because a deleted article
-    /// cannot be told to have been of another source or date.
+    /// means, a page of them at most. Of the deletions all are meant that are within the selector's
+    /// sequences, because a deleted article cannot be told to have been of another source or date.
     ///
     /// # Errors
     /// `RecordDamaged`, `StoreFailed`.

@@ -6,11 +6,12 @@ use super::reader::{
     FETCH_RECORDS, Reader, advance, behind, not_found, short_answer, wrong_record,
 };
 use super::scan::{PageBudget, Room};
+use super::selector::url_key;
 use super::token::{self, Fingerprint};
 use super::{Archive, Put, PutOutcome};
-use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp, URL_BYTES_MAX};
+use crate::article::{Article, ContentHash, HASH_HEX_DIGITS, Timestamp};
 use crate::error::{Error, Kind, Reason, Result, excerpt};
-use crate::key::{self, Sequence, ShortHash, meta};
+use crate::key::{self, Sequence, meta};
 use crate::metrics::Metrics;
 use crate::record::{
     self, Content, EntryState, HashEntry, Record, ScrubResult, SourceStats, Totals,
@@ -185,11 +186,7 @@ impl Archive {
     /// # Errors
     /// `ArticleNotFound`; `ArgumentInvalid` if the URL is empty or too long; `RecordDamaged`.
     pub async fn get_by_url(&self, url: &str) -> Result<StoredArticle> {
-        let prefix = ShortHash::of_url(url).filter(|_| url.len() <= URL_BYTES_MAX);
-        let prefix = key::url_prefix(prefix.ok_or_else(|| {
-            let what = format!("{} bytes, it needs 1 to {URL_BYTES_MAX}", url.len());
-            Error::field(Reason::ArgumentInvalid, "url", what)
-        })?);
+        let prefix = key::url_prefix(url_key(url)?);
         let mut end = [prefix.as_slice(), &(self.committed() + 1).to_be_bytes()].concat();
         loop {
             let scan = Scan {

@@ -268,6 +268,22 @@ impl Archive {
 
     /// Counts what pages hold, as of a sequence.
     async fn count_records(&self, selector: &Selector, as_of: Sequence) -> Result<u64> {
+        let mut count = 0;
+        let counting = |_| {
+            count += 1;
+            Ok(())
+        };
+        self.each_selected(selector, as_of, counting).await?;
+        Ok(count)
+    }
+
+    /// Reads all articles of a selector, as of a sequence, in the order of their arrival.
+    pub(super) async fn each_selected(
+        &self,
+        selector: &Selector,
+        as_of: Sequence,
+        mut take: impl FnMut(StoredArticle) -> Result<()>,
+    ) -> Result<()> {
         let query = Query {
             selector: selector.clone(),
             order: Order::Arrival(Direction::Ascending),
@@ -279,13 +295,12 @@ impl Archive {
         };
         let start = Cursor { as_of, after: None };
         let mut token = token::encode(query.fingerprint(), &start.encode());
-        let mut count = 0;
         loop {
             let page = self.page(&query, &token, &budget).await?;
-            count += u64::try_from(page.articles.len()).unwrap_or(u64::MAX);
+            page.articles.into_iter().try_for_each(&mut take)?;
             match page.next_token {
                 Some(next) => token = next,
-                None => return Ok(count),
+                None => return Ok(()),
             }
         }
     }

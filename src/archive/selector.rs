@@ -118,6 +118,19 @@ impl Selector {
         })
     }
 
+    /// The selector of the articles at a URL, which has to be one.
+    ///
+    /// # Errors
+    /// `ArgumentInvalid`, naming the field `url`.
+    pub fn of_url(url: String, limits: &Limits) -> Result<Self> {
+        url_key(&url)?;
+        let fields = SelectorFields {
+            url,
+            ..SelectorFields::default()
+        };
+        Self::new(fields, limits)
+    }
+
     /// The selector of all articles.
     #[must_use]
     pub fn everything() -> Self {
@@ -220,6 +233,15 @@ impl Selector {
         self.published_before
             .map(|before| SortTime::of(Some(before)))
     }
+}
+
+/// The key of a URL that is asked for by itself, and so cannot be left out.
+pub(super) fn url_key(url: &str) -> Result<ShortHash> {
+    let key = ShortHash::of_url(url).filter(|_| url.len() <= URL_BYTES_MAX);
+    key.ok_or_else(|| {
+        let what = format!("{} bytes, it needs 1 to {URL_BYTES_MAX}", url.len());
+        Error::field(Reason::ArgumentInvalid, "url", what)
+    })
 }
 
 fn is_source(source: &str) -> bool {

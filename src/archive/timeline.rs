@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, Timelike};
 
 use super::Archive;
-use super::scan::{PageBudget, View};
-use super::selector::{Order, Query, Selector};
+use super::read::StoredArticle;
+use super::selector::Selector;
 use crate::article::Timestamp;
 use crate::error::{Error, Reason, Result};
 use crate::key::{Sequence, SortTime};
 use crate::record::SourceMark;
-use crate::store::Direction;
 
 /// Articles that are counted before other tasks have their turn.
 const YIELD_ARTICLES: usize = 1 << 16;
@@ -143,7 +142,13 @@ impl Archive {
         };
         let selector = &query.selector;
         if selector.url_key().is_some() || selector.body_key().is_some() {
-            let as_of = self.count_articles(selector, &mut counting).await?;
+            // The few articles of a URL or body are read.
+            let as_of = self.committed();
+            let count = |stored: StoredArticle| {
+                let time = SortTime::of(stored.article.published_at());
+                counting.add(Of::Name(stored.article.source().to_owned()), time)
+            };
+            self.each_selected(selector, as_of, count).await?;
             return self.fitting(counting.timeline(as_of, &HashMap::new())?);
         }
         let view = self.digests().await?;
@@ -192,35 +197,6 @@ impl Archive {
              for fewer dates or sources"
         );
         Err(Error::field(Reason::TooManyBuckets, "bucket", what))
-    }
-
-    /// Counts the few articles of a URL or body by reading them.
-    async fn count_articles(
-        &self,
-        selector: &Selector,
-        counting: &mut Counting,
-    ) -> Result<Sequence> {
-        let query = Query {
-            selector: selector.clone(),
-            order: Order::Arrival(Direction::Ascending),
-        };
-        let budget = PageBudget {
-            view: View::Head,
-            articles_max: usize::MAX,
-            bytes_max: self.inner.limits.scan_chunk_bytes,
-        };
-        let mut token = String::new();
-        loop {
-            let page = self.page(&query, &token, &budget).await?;
-            for stored in page.articles {
-                let time = SortTime::of(stored.article.published_at());
-                counting.add(Of::Name(stored.article.source().to_owned()), time)?;
-            }
-            match page.next_token {
-                Some(next) => token = next,
-                None => return Ok(page.as_of),
-            }
-        }
     }
 
     /// The names of all sources by their marks.

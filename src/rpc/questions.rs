@@ -5,10 +5,10 @@ use super::article::{Articles, messages_of};
 use super::convert::{message_of, selector_of, timestamp_of, unknown_value, view_of};
 use super::proto;
 use crate::archive::{
-    Bucket, CopiesQuery, CopyOf, Direction, Order, PageBudget, Query, Selector, SelectorFields,
-    TimelineQuery, TimelineSeries, View,
+    Bucket, CopiesQuery, CopyOf, Direction, Order, PageBudget, Query, Selector, TimelineQuery,
+    TimelineSeries, View,
 };
-use crate::article::{ContentHash, URL_BYTES_MAX};
+use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::search::{Hit, HitOrder, Search, SearchQuery, TextPart};
 
@@ -18,16 +18,8 @@ impl Articles {
         request: proto::ListRevisionsRequest,
     ) -> Result<proto::ListRevisionsResponse> {
         let limits = self.archive.limits();
-        if request.url.is_empty() || request.url.len() > URL_BYTES_MAX {
-            let what = format!("{} bytes, it needs 1 to {URL_BYTES_MAX}", request.url.len());
-            return Err(Error::field(Reason::ArgumentInvalid, "url", what));
-        }
-        let fields = SelectorFields {
-            url: request.url,
-            ..SelectorFields::default()
-        };
         let query = Query {
-            selector: Selector::new(fields, limits)?,
+            selector: Selector::of_url(request.url, limits)?,
             order: Order::Arrival(Direction::Ascending),
         };
         let view = view_of(request.view, View::Head)?;

@@ -109,10 +109,9 @@ impl Watch {
                 .archive
                 .changes(self.next, &self.selector, &self.budget)
                 .await?;
-            let has_moved = read.sequence >= self.next;
             self.next = read.sequence + 1;
             let is_over = self.next > self.selector.max_sequence();
-            if !read.changes.is_empty() || (is_over && has_moved) {
+            if !read.changes.is_empty() || is_over {
                 return Ok(Some(self.message(read.changes)));
             }
             tokio::select! {
