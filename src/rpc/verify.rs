@@ -13,10 +13,13 @@ use crate::archive::{
     Archive, Finding, FindingKind, Observer, RepairCounts, Stage, VerifyOptions, VerifyProgress,
     VerifyReport,
 };
-use crate::error::Error;
+use crate::error::{Error, Reason};
 
 /// How often a check tells where it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The slowest that a check can be asked to read.
+const BYTES_PER_SECOND_MIN: u64 = 1024 * 1024;
 
 /// A check whose news go to a client.
 pub(super) struct Verify {
@@ -38,6 +41,15 @@ impl Verify {
     }
 
     async fn check(&self, request: proto::VerifyArchiveRequest) -> Result<(), Ended> {
+        let pace = request.bytes_per_second_max;
+        if (1..BYTES_PER_SECOND_MIN).contains(&pace) {
+            // A number that was meant as MiB would keep the check going for years.
+            let wrong = format!(
+                "{pace} is less than the limit of {BYTES_PER_SECOND_MIN}; 0 is for no limit"
+            );
+            let field = "bytes_per_second_max";
+            return Err(Error::field(Reason::ArgumentInvalid, field, wrong).into());
+        }
         let before = self.verify(request.bytes_per_second_max).await?;
         if !request.repair || before.finding_count == 0 {
             return Ok(());

@@ -422,8 +422,8 @@ fn valid_requests() -> Vec<Vec<u8>> {
             ..Default::default()
         }
         .encode_to_vec(),
-        // Without a bucket: in a request to verify, its number would be a pace of bytes a second.
         proto::GetTimelineRequest {
+            bucket: proto::TimelineBucket::Day.into(),
             by_source: true,
             ..Default::default()
         }
