@@ -1,97 +1,135 @@
-//! `pressmark import`: files and folders of the canonical layout, streamed to the archive.
+//! `pressmark import`: files and folders of many formats, streamed to the archive.
 //!
-//! One thread reads and checks files, one task sends them in messages, and the results are matched
-//! to their files in order. The channels between them are bounded, so memory does not grow with the
-//! number of files.
+//! One thread reads and checks records, one task sends them in messages, and the results are matched
+//! to their records in order. The channels between them are bounded, so memory does not grow with
+//! the number of files or their size.
+
+mod read;
+mod summary;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prost::Message;
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use walkdir::WalkDir;
 
-use super::output::{json_line, message_of};
+use self::read::{Origin, Parsed, read_all};
+use self::summary::{Refusal, Summary};
+use super::output::{article_json, json_line, message_of};
 use super::{CommandResult, Failure, Outcome, complain};
 use crate::client::{Client, message};
 use crate::error::{Error, Kind, Reason, Result};
-use crate::format::markdown;
+use crate::format::{DateNote, FieldName, Format, Mapping, Profile};
 use crate::rpc::{ImportArticlesRequest, error_of, proto};
 
 /// Articles and bytes in one message.
 const MESSAGE_ARTICLES_MAX: usize = 256;
 const MESSAGE_BYTES_MAX: usize = 512 * 1024;
 
-/// Files read ahead of the sender.
-const FILES_AHEAD: usize = 64;
+/// Articles read ahead of the sender.
+const ARTICLES_AHEAD: usize = 64;
 
-/// Articles sent and not yet answered whose file names are kept.
+/// Articles sent and not yet answered whose origins are kept.
 const UNANSWERED_MAX: usize = 4096;
 
 /// Messages ready ahead of the network.
 const MESSAGES_AHEAD: usize = 2;
 
+const EXAMPLES: &str = "\
+Examples:
+  pressmark import articles/                       a tree of files, each as its name says
+  pressmark import 2019.jsonl.gz 2020.json.zst     compressed files
+  zcat dump.gz | pressmark import --format jsonl   standard input
+  pressmark import --dry-run --profile newsapi a.json
+  pressmark import --map title=kop,body=tekst --rejects refused.jsonl a.jsonl";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Files, and folders in which all *.md, *.markdown and *.txt files are read
-    #[arg(required = true, value_name = "PATH")]
+    /// Files, and folders in which all files of known endings are read: *.md, *.markdown, *.txt,
+    /// *.jsonl, *.ndjson and *.json, also with .gz or .zst behind; `-` is standard input
+    #[arg(value_name = "PATH", default_value = "-")]
     paths: Vec<PathBuf>,
+    /// What the files are: markdown, jsonl or json [default: as their names or first bytes say]
+    #[arg(long)]
+    format: Option<Format>,
+    /// The corpus that the files are of, if its field names mean something else than elsewhere:
+    /// news-please, trafilatura, newsapi, nela-gt, realnews, all-the-news, `cc_news`, webhose or
+    /// fakenewscorpus
+    #[arg(long)]
+    profile: Option<Profile>,
+    /// What names the fields have: FIELD=NAME, where FIELD is title, body, `published_at`, author,
+    /// source or url; a dot in NAME leads into an object
+    #[arg(long, value_name = "FIELD=NAME", value_delimiter = ',')]
+    map: Vec<FieldName>,
+    /// Refuse a record whose date cannot be read, which else is an undated article
+    #[arg(long)]
+    strict: bool,
+    /// Write a JSON line into this file for every record that is refused: its file, line or byte,
+    /// the reason and the field
+    #[arg(long, value_name = "FILE")]
+    rejects: Option<PathBuf>,
+    /// Show the first articles as they would be stored, and store nothing
+    #[arg(long, value_name = "ARTICLES", num_args = 0..=1, default_missing_value = "5")]
+    dry_run: Option<usize>,
 }
 
-/// What the reader found: an article to send, or why there is none.
-struct Item {
-    path: PathBuf,
-    article: Result<proto::Article>,
-}
-
-#[derive(Default)]
-struct Summary {
-    new: u64,
-    duplicate: u64,
-    revision: u64,
-    deleted: u64,
-    refused: u64,
-}
-
-impl Summary {
-    fn count(&mut self, outcome: proto::PutOutcome) {
-        match outcome {
-            proto::PutOutcome::Created => self.new += 1,
-            proto::PutOutcome::Duplicate => self.duplicate += 1,
-            proto::PutOutcome::Revision => self.revision += 1,
-            proto::PutOutcome::Deleted => self.deleted += 1,
-            proto::PutOutcome::Unspecified => self.refused += 1,
-        }
+impl Args {
+    /// Whether the command needs no archive.
+    pub(super) fn is_dry(&self) -> bool {
+        self.dry_run.is_some()
     }
 
-    fn print(&self, json: bool, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
-        let Self {
-            new,
-            duplicate,
-            revision,
-            deleted,
-            refused,
-        } = self;
-        if json {
-            let line = json!({
-                "new": new, "duplicate": duplicate, "revision": revision,
-                "deleted": deleted, "refused": refused,
-            });
-            json_line(out, &line)?;
-        } else {
-            writeln!(
-                out,
-                "{new} new, {duplicate} duplicate, {revision} revision, {deleted} deleted before, \
-                 {refused} refused"
-            )?;
-        }
-        Ok(())
+    /// Reads everything on a thread of its own, until nobody takes it.
+    fn read(&self, ahead: usize) -> (mpsc::Receiver<Parsed>, tokio::task::JoinHandle<()>) {
+        let (parsed, read) = mpsc::channel(ahead);
+        let mapping = Mapping::new(&self.map, self.profile, self.strict);
+        let (paths, format) = (self.paths.clone(), self.format);
+        let reader =
+            tokio::task::spawn_blocking(move || read_all(&paths, format, &mapping, &parsed));
+        (read, reader)
     }
+}
+
+/// Shows the first articles as they would be stored.
+pub(super) async fn dry_run(
+    args: &Args,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    let mut left = args.dry_run.unwrap_or_default();
+    let (mut read, reader) = args.read(1);
+    let mut outcome = Outcome::Done;
+    while left > 0
+        && let Some(Parsed { origin, article }) = read.recv().await
+    {
+        match article {
+            Ok(found) => {
+                left -= 1;
+                if let Some(warning) = found.date.warning() {
+                    complain(&format!("{origin}: {warning}"));
+                }
+                let (id, text) = (found.article.id(), found.article.render());
+                if json {
+                    let article = article_json(&message_of(found.article), true);
+                    json_line(out, &article)?;
+                } else {
+                    writeln!(out, "{origin} would be {id}:\n{text}\n")?;
+                }
+            }
+            Err(error) => {
+                outcome = Outcome::Found;
+                complain(&format!("{origin}: {error}"));
+            }
+        }
+    }
+    // What waits for standard input is not waited for.
+    drop((read, reader));
+    Ok(outcome)
 }
 
 pub(super) async fn run(
@@ -100,30 +138,36 @@ pub(super) async fn run(
     json: bool,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let (items, read) = mpsc::channel(FILES_AHEAD);
-    let reader = tokio::task::spawn_blocking(move || read_files(&args.paths, &items));
+    let mut rejects = args.rejects.as_ref().map(Rejects::create).transpose()?;
+    let (read, reader) = args.read(ARTICLES_AHEAD);
     let (sent, unanswered) = mpsc::channel(UNANSWERED_MAX);
     let (messages, stream) = mpsc::channel(MESSAGES_AHEAD);
     let sender = tokio::spawn(send_articles(read, sent, messages));
 
     let mut progress = Progress::new();
     let mut summary = Summary::default();
-    let result = answer_files(
+    let result = answer_all(
         client,
         ReceiverStream::new(stream),
         unanswered,
-        |path, refused| {
+        |origin, answer| {
             progress.step();
-            match refused {
-                Ok(outcome) => summary.count(outcome),
-                Err(why) => {
+            match answer {
+                Answer::Stored(outcome, date) => {
+                    summary.count(outcome);
+                    if let Some(warning) = summary.count_date(&date) {
+                        progress.tell(&format!("{origin}: {warning}"));
+                    }
+                }
+                Answer::Refused(refusal) => {
                     summary.refused += 1;
-                    progress.refuse(&path, &why);
+                    progress.tell(&format!("{origin}: {}", refusal.message));
+                    let line = refusal.json(&origin);
+                    if let Some(rejects) = &mut rejects {
+                        rejects.write(&line)?;
+                    }
                     if json {
-                        json_line(
-                            out,
-                            &json!({"file": path.display().to_string(), "error": why}),
-                        )?;
+                        json_line(out, &line)?;
                     }
                 }
             }
@@ -135,7 +179,10 @@ pub(super) async fn run(
     // The sender ends when the stream is gone, and the reader when the sender is.
     sender.abort();
     let _ = sender.await;
-    let _ = reader.await;
+    if result.is_ok() {
+        let _ = reader.await;
+    }
+    let rejects = rejects.map_or(Ok(()), Rejects::finish);
     summary.print(json, out)?;
     if let Err(Failure::Error(error)) = &result {
         complain(
@@ -144,6 +191,7 @@ pub(super) async fn run(
         return Err(Failure::Error(error.clone()));
     }
     result?;
+    rejects?;
     Ok(if summary.refused == 0 {
         Outcome::Done
     } else {
@@ -151,67 +199,48 @@ pub(super) async fn run(
     })
 }
 
-/// Reads files in the order of their names and checks them, until nobody takes them.
-fn read_files(paths: &[PathBuf], items: &mpsc::Sender<Item>) {
-    for path in paths {
-        for entry in WalkDir::new(path)
-            .sort_by_file_name()
-            .into_iter()
-            .filter_entry(is_visible)
-        {
-            let item = match entry {
-                Ok(entry) if entry.depth() > 0 && !is_article(entry.path()) => continue,
-                // A link to a folder is not followed, so that a tree cannot be endless.
-                Ok(entry) if entry.path().is_dir() => continue,
-                Ok(entry) => {
-                    let path = entry.into_path();
-                    Item {
-                        article: read_file(&path),
-                        path,
-                    }
-                }
-                Err(error) => {
-                    let path = error.path().unwrap_or(path).to_owned();
-                    let what = Error::new(Reason::FileFailed, "cannot be read").with_source(error);
-                    Item {
-                        path,
-                        article: Err(what),
-                    }
-                }
-            };
-            if items.blocking_send(item).is_err() {
-                return;
-            }
-        }
+/// The file of what was refused.
+struct Rejects {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Rejects {
+    fn create(path: &PathBuf) -> Result<Self> {
+        let file = File::create(path).map_err(|error| Self::failed(path, error))?;
+        Ok(Self {
+            path: path.clone(),
+            file: BufWriter::new(file),
+        })
+    }
+
+    fn write(&mut self, line: &serde_json::Value) -> Result<()> {
+        json_line(&mut self.file, line).map_err(|error| Self::failed(&self.path, error))
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let flushed = self.file.flush();
+        flushed.map_err(|error| Self::failed(&self.path, error))
+    }
+
+    fn failed(path: &std::path::Path, error: io::Error) -> Error {
+        let what = format!("cannot write {}", path.display());
+        Error::new(Reason::FileFailed, what).with_source(error)
     }
 }
 
-/// Hidden files and folders are skipped, unless they were named.
-fn is_visible(entry: &walkdir::DirEntry) -> bool {
-    entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+/// A record that was sent, or refused before: the results come in this order.
+type Sent = (Origin, Result<DateNote>);
+
+/// What became of a record.
+enum Answer {
+    Stored(proto::PutOutcome, DateNote),
+    Refused(Refusal),
 }
 
-/// In a folder, only files with a known ending are articles; folders are looked into.
-fn is_article(path: &Path) -> bool {
-    path.is_dir()
-        || path.extension().is_some_and(|ending| {
-            markdown::ENDINGS
-                .iter()
-                .any(|known| ending.eq_ignore_ascii_case(known))
-        })
-}
-
-fn read_file(path: &Path) -> Result<proto::Article> {
-    let file = File::open(path).map_err(markdown::unreadable)?;
-    markdown::read(file).map(message_of)
-}
-
-/// A file that was sent, or refused before: the results come in this order.
-type Sent = (PathBuf, Option<Error>);
-
-/// Puts articles into messages and remembers which file is which.
+/// Puts articles into messages and remembers which record is which.
 async fn send_articles(
-    mut items: mpsc::Receiver<Item>,
+    mut items: mpsc::Receiver<Parsed>,
     sent: mpsc::Sender<Sent>,
     messages: mpsc::Sender<ImportArticlesRequest>,
 ) {
@@ -229,21 +258,19 @@ async fn send_articles(
             Err(_) => None,
         };
         let is_idle = item.is_none();
-        if let Some(Item { path, article }) = item {
-            match article {
-                Ok(article) => {
-                    let article = article.encode_to_vec();
-                    bytes += article.len();
-                    message.articles.push(article.into());
-                    waiting.push_back((path, None));
-                }
-                Err(error) => waiting.push_back((path, Some(error))),
-            }
+        if let Some(Parsed { origin, article }) = item {
+            let date = article.map(|found| {
+                let article = message_of(found.article).encode_to_vec();
+                bytes += article.len();
+                message.articles.push(article.into());
+                found.date
+            });
+            waiting.push_back((origin, date));
         }
         let is_full = message.articles.len() >= MESSAGE_ARTICLES_MAX || bytes >= MESSAGE_BYTES_MAX;
         if is_full || is_idle || message.articles.is_empty() {
-            for file in waiting.drain(..) {
-                if sent.send(file).await.is_err() {
+            for record in waiting.drain(..) {
+                if sent.send(record).await.is_err() {
                     return;
                 }
             }
@@ -257,21 +284,24 @@ async fn send_articles(
     }
 }
 
-/// Matches results to files, in the order in which they were read.
-async fn answer_files(
+/// Matches results to records, in the order in which they were read.
+async fn answer_all(
     client: &Client,
     stream: ReceiverStream<ImportArticlesRequest>,
     mut sent: mpsc::Receiver<Sent>,
-    mut tell: impl FnMut(PathBuf, Result<proto::PutOutcome, String>) -> Result<(), Failure>,
+    mut tell: impl FnMut(Origin, Answer) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let answers = client.articles().import_articles(stream).await;
     let mut answers = message(answers)?;
     let mut results = VecDeque::new();
-    while let Some((path, refused)) = sent.recv().await {
-        if let Some(error) = refused {
-            tell(path, Err(error.to_string()))?;
-            continue;
-        }
+    while let Some((origin, date)) = sent.recv().await {
+        let date = match date {
+            Ok(date) => date,
+            Err(error) => {
+                tell(origin, Answer::Refused(Refusal::of(&error)))?;
+                continue;
+            }
+        };
         while results.is_empty() {
             let answer = answers
                 .message()
@@ -294,10 +324,11 @@ async fn answer_files(
             return Err(Error::new(reason, error.message.as_str()).into());
         }
         let outcome = result.outcome();
-        tell(
-            path,
-            result.error.map_or(Ok(outcome), |error| Err(error.message)),
-        )?;
+        let answer = match result.error {
+            None => Answer::Stored(outcome, date),
+            Some(error) => Answer::Refused(Refusal::answered(error)),
+        };
+        tell(origin, answer)?;
     }
     Ok(())
 }
@@ -329,9 +360,8 @@ impl Progress {
         self.bar.inc(1);
     }
 
-    fn refuse(&mut self, path: &Path, why: &str) {
-        self.bar
-            .suspend(|| complain(&format!("{}: {why}", path.display())));
+    fn tell(&mut self, line: &str) {
+        self.bar.suspend(|| complain(line));
     }
 
     fn finish(&mut self) {

@@ -89,7 +89,7 @@ enum Command {
     Count(select::CountArgs),
     /// Print which of the ids in a file, or on standard input, are not stored
     Missing(articles::MissingArgs),
-    /// Import files, and folders of files, in the canonical layout
+    /// Import articles from files and folders: Markdown, JSON Lines or JSON, also compressed
     Import(import::Args),
     /// Write articles into a folder, each as a file in the canonical layout
     Export(export::Args),
@@ -248,6 +248,11 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     }
     if let Command::Restore(args) = command {
         return restore::run(args, &shared, out).await;
+    }
+    if let Command::Import(args) = &command
+        && args.is_dry()
+    {
+        return import::dry_run(args, shared.json, out).await;
     }
     let mut target = shared.target(command.begins_archive())?;
     if let (Target::Archive(locator, options), Some(verify)) = (&target, command.repairs()) {

@@ -73,11 +73,17 @@ impl Scratch {
 impl Ran {
     #[track_caller]
     pub fn of(command: &mut Command) -> Self {
+        Self::of_reading(command, Stdio::null())
+    }
+
+    /// Runs a command that reads this.
+    #[track_caller]
+    pub fn of_reading(command: &mut Command, input: impl Into<Stdio>) -> Self {
         let Output {
             status,
             stdout,
             stderr,
-        } = command.stdin(Stdio::null()).output().unwrap();
+        } = command.stdin(input).output().unwrap();
         Self {
             code: status.code().expect("no signal ended it"),
             out: String::from_utf8(stdout).unwrap(),

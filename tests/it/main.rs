@@ -43,6 +43,7 @@ mod fuzz;
 // Data that earlier versions wrote.
 mod golden;
 // The service from grpcurl.
+mod formats;
 mod grpcurl;
 // Load for tests that break the server under it.
 mod load;

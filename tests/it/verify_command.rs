@@ -167,7 +167,10 @@ async fn a_served_archive_is_checked_repaired_and_healed() -> TestResult {
     let stream = admin(&server.address).await.verify_archive(request).await?;
     let slow = stream.into_inner().message().await.expect_err("years");
     assert_eq!(slow.code(), tonic::Code::InvalidArgument);
-    assert!(slow.message().contains("20 is less than the limit of 1048576"));
+    assert!(
+        slow.message()
+            .contains("20 is less than the limit of 1048576")
+    );
 
     // A damaged article is DATA_LOSS naming the id; the others are served.
     let get = |id: &str| proto::GetArticleRequest {

@@ -1,0 +1,591 @@
+//! Finds the six fields of an article in records that name them as they like.
+
+use std::str::FromStr;
+
+use serde_json::{Map, Value};
+use url::Url;
+
+use super::date::{self, DayOrder};
+use crate::article::{Article, ArticleFields, ContentHash, Timestamp};
+use crate::error::{Error, Reason, Result, excerpt};
+
+/// A field of an article.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// The title.
+    Title,
+    /// The body.
+    Body,
+    /// The date of publication.
+    PublishedAt,
+    /// The author.
+    Author,
+    /// The source.
+    Source,
+    /// The URL.
+    Url,
+}
+
+impl Field {
+    const ALL: [(Self, &'static str); 6] = [
+        (Self::Title, "title"),
+        (Self::Body, "body"),
+        (Self::PublishedAt, "published_at"),
+        (Self::Author, "author"),
+        (Self::Source, "source"),
+        (Self::Url, "url"),
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Title => "title",
+            Self::Body => "body",
+            Self::PublishedAt => "published_at",
+            Self::Author => "author",
+            Self::Source => "source",
+            Self::Url => "url",
+        }
+    }
+
+    /// The names that records have for it, the surest first. A dot leads into an object.
+    const fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Title => &["title", "headline", "name"],
+            Self::Body => &[
+                "body",
+                "text",
+                "maintext",
+                "content",
+                "article",
+                "articleBody",
+                "content_text",
+            ],
+            Self::PublishedAt => &[
+                "published_at",
+                "date",
+                "published",
+                "publishedAt",
+                "date_publish",
+                "publish_date",
+                "datePublished",
+                "date_published",
+                "published_utc",
+                "pubDate",
+                "timestamp",
+            ],
+            Self::Author => &["author", "authors", "creator", "byline"],
+            Self::Source => &[
+                "source",
+                "source_domain",
+                "domain",
+                "publication",
+                "site",
+                "publisher",
+                "sitename",
+                "hostname",
+                "thread.site",
+                "source.name",
+                "publisher.name",
+            ],
+            Self::Url => &["url", "link", "canonical_link", "mainEntityOfPage"],
+        }
+    }
+}
+
+/// What a record's field means: `title=headline`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldName {
+    field: Field,
+    name: String,
+}
+
+impl FromStr for FieldName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |what: String| Error::field(Reason::ArgumentInvalid, "map", what);
+        let (field, name) = text
+            .split_once('=')
+            .filter(|(_, name)| !name.is_empty())
+            .ok_or_else(|| wrong(format!("{text:?} is not FIELD=NAME")))?;
+        let known = Field::ALL.iter().find(|(_, known)| *known == field);
+        let (field, _) = known.ok_or_else(|| {
+            let names: Vec<&str> = Field::ALL.iter().map(|(_, name)| *name).collect();
+            wrong(format!("{field:?} is none of {}", names.join(", ")))
+        })?;
+        Ok(Self {
+            field: *field,
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// A corpus whose names clash with those of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    name: &'static str,
+    names: &'static [(Field, &'static str)],
+    day_order: DayOrder,
+}
+
+const fn profile(name: &'static str, names: &'static [(Field, &'static str)]) -> Profile {
+    Profile {
+        name,
+        names,
+        day_order: DayOrder::Unknown,
+    }
+}
+
+const PROFILES: [Profile; 9] = [
+    profile(
+        "news-please",
+        &[
+            (Field::Body, "maintext"),
+            (Field::PublishedAt, "date_publish"),
+            (Field::Author, "authors"),
+            (Field::Source, "source_domain"),
+        ],
+    ),
+    // Its `source` is the URL.
+    profile(
+        "trafilatura",
+        &[
+            (Field::Body, "text"),
+            (Field::PublishedAt, "date"),
+            (Field::Source, "sitename"),
+            (Field::Source, "hostname"),
+            (Field::Url, "source"),
+            (Field::Url, "url"),
+        ],
+    ),
+    profile(
+        "newsapi",
+        &[
+            (Field::Body, "content"),
+            (Field::PublishedAt, "publishedAt"),
+            (Field::Source, "source.name"),
+        ],
+    ),
+    // Its `published` is the text that the site had, in any notation.
+    profile(
+        "nela-gt",
+        &[
+            (Field::Body, "content"),
+            (Field::PublishedAt, "published_utc"),
+            (Field::PublishedAt, "date"),
+            (Field::Source, "source"),
+        ],
+    ),
+    Profile {
+        name: "realnews",
+        names: &[
+            (Field::Body, "text"),
+            (Field::PublishedAt, "publish_date"),
+            (Field::Author, "authors"),
+            (Field::Source, "domain"),
+        ],
+        day_order: DayOrder::MonthFirst,
+    },
+    profile(
+        "all-the-news",
+        &[
+            (Field::Body, "article"),
+            (Field::Body, "content"),
+            (Field::PublishedAt, "date"),
+            (Field::Source, "publication"),
+        ],
+    ),
+    profile(
+        "cc_news",
+        &[
+            (Field::Body, "text"),
+            (Field::PublishedAt, "date"),
+            (Field::Source, "domain"),
+        ],
+    ),
+    profile(
+        "webhose",
+        &[
+            (Field::Body, "text"),
+            (Field::PublishedAt, "published"),
+            (Field::Source, "thread.site"),
+        ],
+    ),
+    // The only dates that it has are those of its crawler.
+    profile(
+        "fakenewscorpus",
+        &[
+            (Field::Body, "content"),
+            (Field::PublishedAt, ""),
+            (Field::Author, "authors"),
+            (Field::Source, "domain"),
+        ],
+    ),
+];
+
+impl FromStr for Profile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = PROFILES.iter().find(|profile| profile.name == text);
+        known.copied().ok_or_else(|| {
+            let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
+            let what = format!("{text:?} is none of {}", names.join(", "));
+            Error::field(Reason::ArgumentInvalid, "profile", what)
+        })
+    }
+}
+
+/// An article that was found in a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The article.
+    pub article: Article,
+    /// What became of its date.
+    pub date: DateNote,
+}
+
+/// What became of the date of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DateNote {
+    /// It is there, with a time zone, or there is none.
+    Fine,
+    /// It had no time zone and was taken as UTC.
+    Naive,
+    /// It could not be read, and the article is undated.
+    Unreadable(String),
+}
+
+impl DateNote {
+    /// What a person should be told of it.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let Self::Unreadable(what) = self else {
+            return None;
+        };
+        Some(format!("published_at: {what}; the article is undated"))
+    }
+}
+
+/// Which names stand for which fields.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    names: Vec<(Field, String)>,
+    day_order: DayOrder,
+    is_strict: bool,
+}
+
+impl Mapping {
+    /// The names that the caller gives, else those of a profile, else those that corpora have. If it
+    /// is strict, a date that cannot be read is an error.
+    #[must_use]
+    pub fn new(given: &[FieldName], profile: Option<Profile>, is_strict: bool) -> Self {
+        let mut names = Vec::new();
+        for (field, _) in Field::ALL {
+            let of_field = |name: &str| (field, name.to_owned());
+            let given = given.iter().filter(|given| given.field == field);
+            let given: Vec<_> = given.map(|given| of_field(&given.name)).collect();
+            let profiled = profile.map_or(&[][..], |profile| profile.names);
+            let profiled = profiled.iter().filter(|(of, _)| *of == field);
+            let profiled: Vec<_> = profiled.map(|(_, name)| of_field(name)).collect();
+            let known = field.names().iter().map(|name| of_field(name)).collect();
+            let mut best = [given, profiled, known];
+            let found = best.iter_mut().find(|names| !names.is_empty());
+            names.extend(found.map(std::mem::take).unwrap_or_default());
+        }
+        Self {
+            names,
+            day_order: profile.map_or(DayOrder::Unknown, |profile| profile.day_order),
+            is_strict,
+        }
+    }
+
+    /// Makes an article of a record.
+    ///
+    /// Line breaks and other control characters in a title, an author or a source become spaces.
+    /// Several authors are joined by commas. A record without a source has the host of its URL.
+    /// The `id` of a record that pressmark wrote, which has a `body_hash` as well, is checked.
+    ///
+    /// # Errors
+    /// `ArticleInvalid` or `IdMismatch`, naming the field.
+    pub(super) fn article(&self, record: &Map<String, Value>) -> Result<Found> {
+        let (published_at, date) = self.date(record)?;
+        let url = self.text(record, Field::Url).unwrap_or_default();
+        let source = self.text(record, Field::Source).map(one_line);
+        let fields = ArticleFields {
+            title: one_line(self.needed(record, Field::Title)?),
+            published_at,
+            author: one_line(self.text(record, Field::Author).unwrap_or_default()),
+            source: source.or_else(|| host(&url)).unwrap_or_default(),
+            body: self.needed(record, Field::Body)?,
+            url,
+        };
+        let article = Article::new(fields)?;
+        if let (Some(Value::String(id)), true) =
+            (record.get("id"), record.contains_key("body_hash"))
+        {
+            let (claimed, found) = (ContentHash::parse("id", id)?, article.id());
+            if claimed != found {
+                let what = format!("is {claimed}, but the hash of the text is {found}");
+                return Err(Error::field(Reason::IdMismatch, "id", what));
+            }
+        }
+        Ok(Found { article, date })
+    }
+
+    /// What a record has for a field: of several names the first that is not blank.
+    fn values<'a>(
+        &'a self,
+        record: &'a Map<String, Value>,
+        field: Field,
+    ) -> impl Iterator<Item = &'a Value> {
+        let names = self.names.iter().filter(move |(of, _)| *of == field);
+        names.filter_map(|(_, name)| find(record, name))
+    }
+
+    fn text(&self, record: &Map<String, Value>, field: Field) -> Option<String> {
+        let texts = self.values(record, field).filter_map(text_of);
+        let mut blank = None;
+        for text in texts {
+            if !text.trim().is_empty() {
+                return Some(text);
+            }
+            blank.get_or_insert(text);
+        }
+        blank.filter(|text| !text.is_empty() || field == Field::Body)
+    }
+
+    fn needed(&self, record: &Map<String, Value>, field: Field) -> Result<String> {
+        self.text(record, field).ok_or_else(|| {
+            let names = self.names.iter().filter(|(of, _)| *of == field);
+            let names: Vec<&str> = names.map(|(_, name)| name.as_str()).collect();
+            let has: Vec<&str> = record.keys().map(String::as_str).collect();
+            let what = format!(
+                "none of {} is in the record, which has {}; name it with --map {}=NAME",
+                names.join(", "),
+                excerpt(&has.join(", ")),
+                field.name(),
+            );
+            Error::field(Reason::ArticleInvalid, field.name(), what)
+        })
+    }
+
+    fn date(&self, record: &Map<String, Value>) -> Result<(Option<Timestamp>, DateNote)> {
+        let is_blank = |value: &Value| match value {
+            Value::Null => true,
+            Value::String(text) => text.trim().is_empty(),
+            Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => false,
+        };
+        let mut values = self.values(record, Field::PublishedAt);
+        let Some(value) = values.find(|value| !is_blank(value)) else {
+            return Ok((None, DateNote::Fine));
+        };
+        match date::read(value, self.day_order) {
+            Some(date) if date.is_naive => Ok((Some(date.at), DateNote::Naive)),
+            Some(date) => Ok((Some(date.at), DateNote::Fine)),
+            None => {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                let shown = excerpt(&text);
+                let what = format!("{shown} is no date that can be read");
+                if self.is_strict {
+                    let name = Field::PublishedAt.name();
+                    return Err(Error::field(Reason::ArticleInvalid, name, what));
+                }
+                Ok((None, DateNote::Unreadable(what)))
+            }
+        }
+    }
+}
+
+/// A value by its name, or by the names of the objects around it.
+fn find<'a>(record: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
+    if let Some(value) = record.get(name) {
+        return Some(value);
+    }
+    let (outer, inner) = name.split_once('.')?;
+    find(record.get(outer)?.as_object()?, inner)
+}
+
+/// The text of a value, where it has one.
+fn text_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Array(values) => {
+            let named = |value: &Value| match value.as_object() {
+                Some(object) => object.get("name").and_then(text_of),
+                None => text_of(value),
+            };
+            let texts: Vec<String> = values.iter().filter_map(named).collect();
+            Some(texts.join(", "))
+        }
+        Value::Object(_) | Value::Null | Value::Bool(_) => None,
+    }
+}
+
+/// A text with its control characters made spaces. Others stay as they are, byte for byte.
+fn one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let words: Vec<&str> = text
+        .split(char::is_control)
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .collect();
+    words.join(" ")
+}
+
+/// The host of a URL, as a name for its source.
+fn host(url: &str) -> Option<String> {
+    let url = Url::parse(url).ok()?;
+    let host = url.host_str()?;
+    Some(host.strip_prefix("www.").unwrap_or(host).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(mapping: &Mapping, record: Value) -> Result<Found> {
+        let Value::Object(record) = record else {
+            panic!("{record} is an object");
+        };
+        mapping.article(&record)
+    }
+
+    fn profiled(name: &str, record: Value) -> Article {
+        let mapping = Mapping::new(&[], Some(name.parse().unwrap()), true);
+        read(&mapping, record).unwrap().article
+    }
+
+    /// Date, author, source, URL and body, as one text.
+    fn shown(article: &Article) -> String {
+        let date = article.published_at().map(|date| date.to_string());
+        let date = date.unwrap_or_default();
+        let date = date.get(..10).unwrap_or("undated").to_owned();
+        let (author, source) = (article.author(), article.source());
+        format!(
+            "{date} {author}/{source}/{}/{}",
+            article.url(),
+            article.body()
+        )
+    }
+
+    #[test]
+    fn every_name_of_every_field_is_known() {
+        let usual = Mapping::new(&[], None, true);
+        for (field, ours) in Field::ALL {
+            for name in field.names() {
+                let value = match field {
+                    Field::Url => json!("https://a.example/x"),
+                    Field::PublishedAt => json!("2020-01-02T00:00:00Z"),
+                    Field::Title | Field::Body | Field::Author | Field::Source => json!("Word"),
+                };
+                let mut record = json!({"title": "T", "body": "B", "source": "S"});
+                let fields = record.as_object_mut().unwrap();
+                fields.remove(ours);
+                match name.split_once('.') {
+                    Some((outer, inner)) => fields.insert(outer.into(), json!({inner: value})),
+                    None => fields.insert((*name).into(), value.clone()),
+                };
+                let article = read(&usual, record).unwrap().article.into_fields();
+                let found = match field {
+                    Field::Title => article.title,
+                    Field::Body => article.body,
+                    Field::PublishedAt => article
+                        .published_at
+                        .unwrap()
+                        .to_string()
+                        .replace("+00:00", "Z"),
+                    Field::Author => article.author,
+                    Field::Source => article.source,
+                    Field::Url => article.url,
+                };
+                assert_eq!(json!(found), value, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_profile_reads_its_corpus() {
+        let url = "https://www.a.example/x";
+        let news_please = json!({"title": "T", "maintext": "B", "text": null, "url": url,
+            "date_publish": "2020-01-02 03:04:05", "date_download": "2021-01-02 03:04:05",
+            "authors": ["A", "C"], "source_domain": "a.example", "description": "D"});
+        let trafilatura = json!({"title": "T", "text": "B", "source": url, "author": "A; C",
+            "hostname": "a.example", "sitename": "Site", "date": "2020-01-02"});
+        let newsapi = json!({"title": "T", "content": "B", "url": url, "author": "A",
+            "source": {"id": null, "name": "Site"}, "publishedAt": "2020-01-02T03:04:05Z"});
+        let nela = json!({"id": "x--1", "title": "T", "content": "B", "source": "site",
+            "published": "on a day", "published_utc": 1_577_934_245, "date": "2020-01-02",
+            "author": "A", "url": url});
+        let realnews = json!({"title": "T", "text": "B", "domain": "a.example", "url": url,
+            "publish_date": "01-02-2020", "authors": ["A"]});
+        let all_the_news = json!({"title": "T", "article": "B", "publication": "Site",
+            "date": "2020-01-02 03:04:05", "author": "A", "url": url});
+        let cc_news = json!({"title": "T", "text": "B", "domain": "a.example",
+            "date": "2020-01-02 03:04:05", "url": url, "description": "D"});
+        let webhose = json!({"title": "T", "text": "B", "url": url, "author": "A",
+            "thread": {"site": "a.example"}, "published": "2020-01-02T03:04:05.000+02:00"});
+        let fake = json!({"title": "T", "content": "B", "domain": "a.example", "url": url,
+            "scraped_at": "2020-01-02", "date": "2020-01-02", "authors": "A"});
+        for (name, record, expected) in [
+            ("news-please", news_please, "2020-01-02 A, C/a.example"),
+            ("trafilatura", trafilatura, "2020-01-02 A; C/Site"),
+            ("newsapi", newsapi, "2020-01-02 A/Site"),
+            ("nela-gt", nela, "2020-01-02 A/site"),
+            ("realnews", realnews, "2020-01-02 A/a.example"),
+            ("all-the-news", all_the_news, "2020-01-02 A/Site"),
+            ("cc_news", cc_news, "2020-01-02 /a.example"),
+            ("webhose", webhose, "2020-01-02 A/a.example"),
+            ("fakenewscorpus", fake, "undated A/a.example"),
+        ] {
+            let article = profiled(name, record);
+            assert_eq!(shown(&article), format!("{expected}/{url}/B"), "{name}");
+        }
+    }
+
+    #[test]
+    fn given_names_win_and_texts_are_cleaned() {
+        let given = ["title=kop", "body=a.b"].map(|name| name.parse().unwrap());
+        let mapping = Mapping::new(&given, None, false);
+        let record = json!({"title": "no", "kop": " a\r\n\tb ", "a": {"b": "x\ny "},
+            "url": "https://www.a.example/", "date": "soon", "byline": [{"name": "A"}, "C"]});
+        let found = read(&mapping, record.clone()).unwrap();
+        assert_eq!(found.article.title(), "a b");
+        assert_eq!(
+            shown(&found.article),
+            "undated A, C/a.example/https://www.a.example//x\ny "
+        );
+        let DateNote::Unreadable(what) = found.date else {
+            panic!("{found:?}");
+        };
+        assert!(what.contains("\"soon\""), "{what}");
+        let strict = Mapping::new(&given, None, true);
+        let error = read(&strict, record).unwrap_err();
+        assert_eq!(error.field_name(), Some("published_at"));
+        for wrong in ["title", "title=", "headline=title"] {
+            assert!(wrong.parse::<FieldName>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_does_not_fit_is_told() {
+        let mapping = Mapping::new(&[], None, false);
+        let error = read(&mapping, json!({"kop": "T", "body": "B"})).unwrap_err();
+        assert_eq!(error.field_name(), Some("title"));
+        assert!(error.message().contains("kop"), "{error}");
+        let wrong = json!({"id": "0".repeat(64), "body_hash": "", "title": "T", "body": "B",
+            "source": "S"});
+        let error = read(&mapping, wrong).unwrap_err();
+        assert_eq!(error.reason(), Reason::IdMismatch);
+        // The ids of other archives are theirs.
+        let other = json!({"id": 7, "title": "T", "body": "", "source": "S"});
+        assert_eq!(read(&mapping, other).unwrap().article.body(), "");
+    }
+}
