@@ -1,12 +1,12 @@
 //! `pressmark backup`.
 
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::output::json_line;
+use super::output::{cannot_write, json_line};
 use super::{CommandResult, Outcome};
 use crate::archive::backup::{Chain, Decoder, Trailer};
 use crate::client::{Client, message};
@@ -57,7 +57,7 @@ pub(super) async fn run(
     }
     // Under its own name a backup is always whole and proved.
     let unfinished = with_ending(&args.file, ".unfinished");
-    let failed = |error| failed(&unfinished, error);
+    let failed = |error| cannot_write(&unfinished, error);
     let mut file = BufWriter::new(File::create(&unfinished).map_err(failed)?);
     while let Some(piece) = pieces.message().await.map_err(|status| error_of(&status))? {
         file.write_all(&piece.data).map_err(failed)?;
@@ -98,7 +98,7 @@ pub(super) async fn run(
 
 /// Reads a backup to its end, and returns what it ends with and how long it is.
 fn prove(file: &Path) -> Result<(Trailer, u64)> {
-    let input = BufReader::new(File::open(file).map_err(|error| failed(file, error))?);
+    let input = BufReader::new(File::open(file).map_err(|error| cannot_write(file, error))?);
     let mut decoder = Decoder::new(input, file.display().to_string())?;
     while decoder.next_entries()?.is_some() {}
     Ok((decoder.trailer(), decoder.bytes()))
@@ -108,9 +108,4 @@ fn with_ending(file: &Path, ending: &str) -> PathBuf {
     let mut name = file.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-fn failed(file: &Path, error: io::Error) -> Error {
-    let what = format!("cannot write {}", file.display());
-    Error::new(Reason::FileFailed, what).with_source(error)
 }

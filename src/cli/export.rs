@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::output::{article_of, json_line};
+use super::output::{article_of, cannot_write, json_line};
 use super::select::{SelectorArgs, scan_selected};
 use super::{CommandResult, Failure, Outcome};
 use crate::client::Client;
-use crate::error::{Error, Reason};
 use crate::format::markdown;
 use crate::rpc::proto;
 
@@ -56,10 +55,7 @@ fn write_article(folder: &Path, message: proto::Article) -> Result<bool, Failure
     let article = article_of(message)?;
     let path = folder.join(markdown::path(&article.id(), article.published_at()));
     let text = article.render();
-    let failed = |error: io::Error| {
-        let message = format!("cannot write {}", path.display());
-        Failure::Error(Error::new(Reason::FileFailed, message).with_source(error))
-    };
+    let failed = |error: io::Error| Failure::Error(cannot_write(&path, error));
     if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
         return Ok(false);
     }

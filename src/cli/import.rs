@@ -10,7 +10,7 @@ mod summary;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use prost::Message;
@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::read::{Origin, Parsed, read_all};
 use self::summary::{Refusal, Summary};
-use super::output::{article_json, json_line, message_of};
+use super::output::{article_json, article_of, cannot_write, json_line};
 use super::{CommandResult, Failure, Outcome, complain};
 use crate::client::{Client, message};
 use crate::error::{Error, Kind, Reason, Result};
@@ -102,22 +102,23 @@ pub(super) async fn dry_run(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     let mut left = args.dry_run.unwrap_or_default();
-    let (mut read, reader) = args.read(1);
+    // The reader is not waited for: it may wait for standard input.
+    let (mut read, _) = args.read(1);
     let mut outcome = Outcome::Done;
     while left > 0
         && let Some(Parsed { origin, article }) = read.recv().await
     {
         match article {
-            Ok(found) => {
+            Ok((message, date)) => {
                 left -= 1;
-                if let Some(warning) = found.date.warning() {
+                if let Some(warning) = date.warning() {
                     complain(&format!("{origin}: {warning}"));
                 }
-                let (id, text) = (found.article.id(), found.article.render());
                 if json {
-                    let article = article_json(&message_of(found.article), true);
-                    json_line(out, &article)?;
+                    json_line(out, &article_json(&message, true))?;
                 } else {
+                    let id = message.id.clone();
+                    let text = article_of(message)?.render();
                     writeln!(out, "{origin} would be {id}:\n{text}\n")?;
                 }
             }
@@ -127,8 +128,6 @@ pub(super) async fn dry_run(
             }
         }
     }
-    // What waits for standard input is not waited for.
-    drop((read, reader));
     Ok(outcome)
 }
 
@@ -138,7 +137,7 @@ pub(super) async fn run(
     json: bool,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let mut rejects = args.rejects.as_ref().map(Rejects::create).transpose()?;
+    let mut rejects = args.rejects.as_deref().map(Rejects::create).transpose()?;
     let (read, reader) = args.read(ARTICLES_AHEAD);
     let (sent, unanswered) = mpsc::channel(UNANSWERED_MAX);
     let (messages, stream) = mpsc::channel(MESSAGES_AHEAD);
@@ -176,7 +175,8 @@ pub(super) async fn run(
     )
     .await;
     progress.finish();
-    // The sender ends when the stream is gone, and the reader when the sender is.
+    // The sender ends when the stream is gone, and the reader when the sender is, unless it waits
+    // for standard input.
     sender.abort();
     let _ = sender.await;
     if result.is_ok() {
@@ -206,26 +206,21 @@ struct Rejects {
 }
 
 impl Rejects {
-    fn create(path: &PathBuf) -> Result<Self> {
-        let file = File::create(path).map_err(|error| Self::failed(path, error))?;
+    fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|error| cannot_write(path, error))?;
         Ok(Self {
-            path: path.clone(),
+            path: path.to_owned(),
             file: BufWriter::new(file),
         })
     }
 
     fn write(&mut self, line: &serde_json::Value) -> Result<()> {
-        json_line(&mut self.file, line).map_err(|error| Self::failed(&self.path, error))
+        json_line(&mut self.file, line).map_err(|error| cannot_write(&self.path, error))
     }
 
     fn finish(mut self) -> Result<()> {
         let flushed = self.file.flush();
-        flushed.map_err(|error| Self::failed(&self.path, error))
-    }
-
-    fn failed(path: &std::path::Path, error: io::Error) -> Error {
-        let what = format!("cannot write {}", path.display());
-        Error::new(Reason::FileFailed, what).with_source(error)
+        flushed.map_err(|error| cannot_write(&self.path, error))
     }
 }
 
@@ -259,11 +254,11 @@ async fn send_articles(
         };
         let is_idle = item.is_none();
         if let Some(Parsed { origin, article }) = item {
-            let date = article.map(|found| {
-                let article = message_of(found.article).encode_to_vec();
+            let date = article.map(|(article, date)| {
+                let article = article.encode_to_vec();
                 bytes += article.len();
                 message.articles.push(article.into());
-                found.date
+                date
             });
             waiting.push_back((origin, date));
         }

@@ -1,6 +1,7 @@
 //! How results are printed: lines for people, and JSON objects with the field names of the protos.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -12,6 +13,12 @@ use crate::rpc::{self, proto};
 /// Whether what goes to a stream may have colours.
 pub(super) fn is_coloured(stream: &impl IsTerminal) -> bool {
     stream.is_terminal() && std::env::var_os("NO_COLOR").is_none()
+}
+
+/// The error of a file that cannot be written.
+pub(super) fn cannot_write(file: &Path, error: io::Error) -> Error {
+    let what = format!("cannot write {}", file.display());
+    Error::new(Reason::FileFailed, what).with_source(error)
 }
 
 /// Prints an object as one line.

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::date::{self, DayOrder};
+use super::one_of;
 use crate::article::{Article, ArticleFields, ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result, excerpt};
 
@@ -27,13 +28,13 @@ pub enum Field {
 }
 
 impl Field {
-    const ALL: [(Self, &'static str); 6] = [
-        (Self::Title, "title"),
-        (Self::Body, "body"),
-        (Self::PublishedAt, "published_at"),
-        (Self::Author, "author"),
-        (Self::Source, "source"),
-        (Self::Url, "url"),
+    const ALL: [Self; 6] = [
+        Self::Title,
+        Self::Body,
+        Self::PublishedAt,
+        Self::Author,
+        Self::Source,
+        Self::Url,
     ];
 
     const fn name(self) -> &'static str {
@@ -103,18 +104,15 @@ impl FromStr for FieldName {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = |what: String| Error::field(Reason::ArgumentInvalid, "map", what);
-        let (field, name) = text
-            .split_once('=')
-            .filter(|(_, name)| !name.is_empty())
-            .ok_or_else(|| wrong(format!("{text:?} is not FIELD=NAME")))?;
-        let known = Field::ALL.iter().find(|(_, known)| *known == field);
-        let (field, _) = known.ok_or_else(|| {
-            let names: Vec<&str> = Field::ALL.iter().map(|(_, name)| *name).collect();
-            wrong(format!("{field:?} is none of {}", names.join(", ")))
+        let parts = text.split_once('=').filter(|(_, name)| !name.is_empty());
+        let (field, name) = parts.ok_or_else(|| {
+            let what = format!("{text:?} is not FIELD=NAME");
+            Error::field(Reason::ArgumentInvalid, "map", what)
         })?;
+        let named = Field::ALL.map(|field| (field.name(), field));
+        let field = one_of("map", field, &named)?;
         Ok(Self {
-            field: *field,
+            field,
             name: name.to_owned(),
         })
     }
@@ -227,12 +225,11 @@ impl FromStr for Profile {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let known = PROFILES.iter().find(|profile| profile.name == text);
-        known.copied().ok_or_else(|| {
-            let names: Vec<&str> = PROFILES.iter().map(|profile| profile.name).collect();
-            let what = format!("{text:?} is none of {}", names.join(", "));
-            Error::field(Reason::ArgumentInvalid, "profile", what)
-        })
+        one_of(
+            "profile",
+            text,
+            &PROFILES.map(|profile| (profile.name, profile)),
+        )
     }
 }
 
@@ -280,18 +277,23 @@ impl Mapping {
     /// is strict, a date that cannot be read is an error.
     #[must_use]
     pub fn new(given: &[FieldName], profile: Option<Profile>, is_strict: bool) -> Self {
-        let mut names = Vec::new();
-        for (field, _) in Field::ALL {
-            let of_field = |name: &str| (field, name.to_owned());
-            let given = given.iter().filter(|given| given.field == field);
-            let given: Vec<_> = given.map(|given| of_field(&given.name)).collect();
-            let profiled = profile.map_or(&[][..], |profile| profile.names);
-            let profiled = profiled.iter().filter(|(of, _)| *of == field);
-            let profiled: Vec<_> = profiled.map(|(_, name)| of_field(name)).collect();
-            let known = field.names().iter().map(|name| of_field(name)).collect();
-            let mut best = [given, profiled, known];
-            let found = best.iter_mut().find(|names| !names.is_empty());
-            names.extend(found.map(std::mem::take).unwrap_or_default());
+        let given = given.iter().map(|given| (given.field, given.name.as_str()));
+        let profiled = profile.map_or(&[][..], |profile| profile.names);
+        let usual = Field::ALL.into_iter();
+        let usual = usual.flat_map(|field| field.names().iter().map(move |name| (field, *name)));
+        let mut names: Vec<(Field, String)> = Vec::new();
+        for level in [
+            given.collect(),
+            profiled.to_vec(),
+            usual.collect::<Vec<_>>(),
+        ] {
+            let mut unnamed = level;
+            unnamed.retain(|(field, _)| !names.iter().any(|(named, _)| named == field));
+            names.extend(
+                unnamed
+                    .into_iter()
+                    .map(|(field, name)| (field, name.to_owned())),
+            );
         }
         Self {
             names,
@@ -333,7 +335,7 @@ impl Mapping {
         Ok(Found { article, date })
     }
 
-    /// What a record has for a field: of several names the first that is not blank.
+    /// What a record has for a field, under each of its names.
     fn values<'a>(
         &'a self,
         record: &'a Map<String, Value>,
@@ -343,6 +345,7 @@ impl Mapping {
         names.filter_map(|(_, name)| find(record, name))
     }
 
+    /// The text of a field: of several the first that is not blank.
     fn text(&self, record: &Map<String, Value>, field: Field) -> Option<String> {
         let texts = self.values(record, field).filter_map(text_of);
         let mut blank = None;
@@ -479,7 +482,8 @@ mod tests {
     #[test]
     fn every_name_of_every_field_is_known() {
         let usual = Mapping::new(&[], None, true);
-        for (field, ours) in Field::ALL {
+        for field in Field::ALL {
+            let ours = field.name();
             for name in field.names() {
                 let value = match field {
                     Field::Url => json!("https://a.example/x"),

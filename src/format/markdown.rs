@@ -16,16 +16,25 @@ pub const ENDINGS: [&str; 3] = [ENDING, "markdown", "txt"];
 /// `FileFailed` if it cannot be read; `ArticleInvalid`, naming the field, or `text` if the file is
 /// too long or not UTF-8.
 pub fn read(file: impl Read) -> Result<Article> {
+    parse(&read_bytes(file)?)
+}
+
+/// Reads the bytes of a file, and of one that is too long to be an article one byte more than fits.
+pub(super) fn read_bytes(file: impl Read) -> Result<Vec<u8>> {
     let limit = u64::try_from(TEXT_BYTES_MAX).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    let mut start = file.take(limit.saturating_add(1));
+    start.read_to_end(&mut bytes).map_err(unreadable)?;
+    Ok(bytes)
+}
+
+/// Reads the bytes of a file in the canonical layout.
+pub(super) fn parse(bytes: &[u8]) -> Result<Article> {
     if bytes.len() > TEXT_BYTES_MAX {
         let what = format!("has more than {TEXT_BYTES_MAX} bytes, the limit of a canonical text");
         return Err(Error::field(Reason::ArticleInvalid, "text", what));
     }
-    let text = std::str::from_utf8(&bytes).map_err(|error| {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
         let what = format!("is not UTF-8 from byte {} on", error.valid_up_to());
         Error::field(Reason::ArticleInvalid, "text", what)
     })?;

@@ -9,7 +9,6 @@ mod input;
 pub mod markdown;
 mod pieces;
 
-use std::fmt;
 use std::io::{BufRead, Read};
 use std::str::FromStr;
 
@@ -86,7 +85,7 @@ impl Format {
     pub fn parse(self, piece: &[u8], mapping: &Mapping) -> Result<Found> {
         match self {
             Self::Markdown => {
-                let article = markdown::read(piece)?;
+                let article = markdown::parse(piece)?;
                 let date = DateNote::Fine;
                 Ok(Found { article, date })
             }
@@ -105,24 +104,23 @@ impl Format {
     }
 }
 
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = FORMATS.iter().find(|(format, ..)| format == self);
-        f.write_str(named.map_or("", |(_, name, _)| name))
-    }
-}
-
 impl FromStr for Format {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let known = FORMATS.iter().find(|(_, name, _)| *name == text);
-        known.map(|(format, ..)| *format).ok_or_else(|| {
-            let names: Vec<&str> = FORMATS.iter().map(|(_, name, _)| *name).collect();
-            let what = format!("{text:?} is none of {}", names.join(", "));
-            Error::field(Reason::ArgumentInvalid, "format", what)
-        })
+        let named = FORMATS.map(|(format, name, _)| (name, format));
+        one_of("format", text, &named)
     }
+}
+
+/// What a name stands for, of those that an argument can have.
+fn one_of<T: Copy>(argument: &str, text: &str, values: &[(&str, T)]) -> Result<T> {
+    let known = values.iter().find(|(name, _)| *name == text);
+    known.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = values.iter().map(|(name, _)| *name).collect();
+        let what = format!("{text:?} is none of {}", names.join(", "));
+        Error::field(Reason::ArgumentInvalid, argument, what)
+    })
 }
 
 /// Opens a file for its pieces: compressed or not, in the format that the caller names, or its name,

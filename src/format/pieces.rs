@@ -5,8 +5,7 @@ use std::fmt;
 use std::io::{self, BufRead, Read};
 
 use super::Format;
-use super::markdown::unreadable;
-use crate::article::TEXT_BYTES_MAX;
+use super::markdown::read_bytes;
 use crate::error::{Error, Reason, Result};
 
 /// The longest record of a file. JSON may write each byte of an article as six.
@@ -77,7 +76,10 @@ impl Iterator for Pieces {
         match self.format {
             Format::Markdown => {
                 self.is_done = true;
-                Some(self.whole())
+                Some(Piece {
+                    place: Place::File,
+                    bytes: read_bytes(&mut self.input),
+                })
             }
             Format::JsonLines => self.line(),
             Format::Json => self.value(),
@@ -107,17 +109,6 @@ impl Pieces {
             held: Vec::new(),
             start: 0,
             offset: 0,
-        }
-    }
-
-    fn whole(&mut self) -> Piece {
-        let mut bytes = Vec::new();
-        // One more than an article may have, so that a longer one is seen to be.
-        let mut start = self.input.by_ref().take(limit(TEXT_BYTES_MAX) + 1);
-        let read = start.read_to_end(&mut bytes);
-        Piece {
-            place: Place::File,
-            bytes: read.map(|_| bytes).map_err(unreadable),
         }
     }
 

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use walkdir::WalkDir;
 
+use crate::cli::output::message_of;
 use crate::error::{Error, Reason, Result};
-use crate::format::{self, Format, Found, Mapping, Place};
+use crate::format::{self, DateNote, Format, Found, Mapping, Place};
+use crate::rpc::proto;
 
 /// Where a record came from.
 #[derive(Clone, Debug)]
@@ -28,7 +30,8 @@ impl fmt::Display for Origin {
 /// An article that was read, or why there is none.
 pub(super) struct Parsed {
     pub(super) origin: Origin,
-    pub(super) article: Result<Found>,
+    /// As it is sent, and what became of its date.
+    pub(super) article: Result<(proto::Article, DateNote)>,
 }
 
 /// Reads files in the order of their names and checks their records, until nobody takes them.
@@ -107,6 +110,7 @@ impl Reading<'_> {
     fn send(&self, path: &Arc<Path>, place: Place, article: Result<Found>) -> bool {
         let path = Arc::clone(path);
         let origin = Origin { path, place };
+        let article = article.map(|found| (message_of(found.article), found.date));
         self.parsed
             .blocking_send(Parsed { origin, article })
             .is_ok()
