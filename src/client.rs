@@ -40,6 +40,9 @@ pub enum Target {
     DamagedArchive(Locator, StoreOptions),
 }
 
+/// Calls of the article service. Clones share the connection.
+pub type ArticleCalls = ArticleServiceClient<Channel>;
+
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
@@ -144,7 +147,7 @@ impl Client {
 
     /// A client of the article service.
     #[must_use]
-    pub fn articles(&self) -> ArticleServiceClient<Channel> {
+    pub fn articles(&self) -> ArticleCalls {
         ArticleServiceClient::new(self.channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)

@@ -4,6 +4,8 @@
 //! apart, and the message names the field, the offending value and the limit for a person.
 //! This file knows nothing of gRPC; `rpc::convert` turns an [`Error`] into a status.
 
+pub mod panic;
+
 use std::fmt;
 use std::sync::Arc;
 

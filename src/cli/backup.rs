@@ -1,20 +1,17 @@
 //! `pressmark backup`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::output::{cannot_write, json_line};
+use super::output::{NewFile, STANDARD, cannot_write, json_line};
 use super::{CommandResult, Outcome};
 use crate::archive::backup::{Chain, Decoder, Trailer};
 use crate::client::{Client, message};
-use crate::error::{Error, Reason, Result};
+use crate::error::Result;
 use crate::rpc::{error_of, proto};
-
-/// The name of standard output.
-const STDOUT: &str = "-";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -42,23 +39,16 @@ pub(super) async fn run(
     };
     let request = proto::BackupArchiveRequest { from_sequence };
     let mut pieces = message(client.admin().backup_archive(request).await)?;
-    if args.file == Path::new(STDOUT) {
+    if args.file == Path::new(STANDARD) {
         while let Some(piece) = pieces.message().await.map_err(|status| error_of(&status))? {
             out.write_all(&piece.data)?;
         }
         return Ok(Outcome::Done);
     }
-    if args.file.exists() {
-        let what = format!(
-            "{} is there already, and is not overwritten",
-            args.file.display()
-        );
-        return Err(Error::new(Reason::FileFailed, what).into());
-    }
     // Under its own name a backup is always whole and proved.
-    let unfinished = with_ending(&args.file, ".unfinished");
-    let failed = |error| cannot_write(&unfinished, error);
-    let mut file = BufWriter::new(File::create(&unfinished).map_err(failed)?);
+    let (new, file) = NewFile::create(&args.file)?;
+    let failed = |error| cannot_write(&new.unfinished, error);
+    let mut file = BufWriter::new(file);
     while let Some(piece) = pieces.message().await.map_err(|status| error_of(&status))? {
         file.write_all(&piece.data).map_err(failed)?;
     }
@@ -66,14 +56,11 @@ pub(super) async fn run(
         .into_inner()
         .map_err(|error| failed(error.into_error()))?;
     file.sync_all().map_err(failed)?;
-    let (trailer, bytes) = prove(&unfinished)?;
+    let (trailer, bytes) = prove(&new.unfinished)?;
     if let Some(older) = &older {
-        older.check_next(&unfinished)?;
+        older.check_next(&new.unfinished)?;
     }
-    let folder = args.file.parent().filter(|folder| *folder != Path::new(""));
-    fs::rename(&unfinished, &args.file)
-        .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
-        .map_err(failed)?;
+    new.finish()?;
     let Trailer { last, record_count } = trailer;
     let first = last + 1 - record_count;
     if json {
@@ -102,10 +89,4 @@ fn prove(file: &Path) -> Result<(Trailer, u64)> {
     let mut decoder = Decoder::new(input, file.display().to_string())?;
     while decoder.next_entries()?.is_some() {}
     Ok((decoder.trailer(), decoder.bytes()))
-}
-
-fn with_ending(file: &Path, ending: &str) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }

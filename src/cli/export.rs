@@ -1,23 +1,44 @@
-//! `pressmark export`.
+//! `pressmark export`: a tree of Markdown, or one file in another format.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::output::{article_of, cannot_write, json_line};
+use super::output::{NewFile, STANDARD, article_json, article_of, cannot_write, json_line};
 use super::select::{SelectorArgs, scan_selected};
 use super::{CommandResult, Failure, Outcome};
+use crate::article::Article;
 use crate::client::Client;
-use crate::format::markdown;
+use crate::error::{Error, Reason, Result};
+use crate::format::write::{Compression, Writer};
+use crate::format::{Format, markdown};
 use crate::rpc::proto;
 
+const EXAMPLES: &str = "\
+Examples:
+  pressmark export articles/                          a tree of Markdown files, a folder per day
+  pressmark export all.jsonl.zst                      one file, as its name says
+  pressmark export --source Reuters --after 2020-01-01 reuters.parquet
+  pressmark export --format csv - | head              standard output
+  pressmark export --after 2026-01-01 news.rss        a feed, for readers";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// The folder; articles go into a folder per day below it, under their ids
-    #[arg(value_name = "DIR")]
-    folder: PathBuf,
+    /// A folder, in which Markdown files go into a folder per day, under their ids; or a file that is
+    /// not there yet and whose ending names another format: .jsonl, .csv, .tsv, .parquet, .warc,
+    /// .rss, also with .gz or .zst behind; `-` is standard output
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// The format: markdown, jsonl, csv, tsv, parquet, warc or rss [default: as the name says]. All but
+    /// rss are imported again to the same ids
+    #[arg(long)]
+    format: Option<Format>,
+    /// The compression: none, gzip or zstd [default: as the name says]
+    #[arg(long)]
+    compress: Option<Compression>,
     #[command(flatten)]
     selector: SelectorArgs,
 }
@@ -28,16 +49,97 @@ pub(super) async fn run(
     json: bool,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let (mut written, mut present) = (0_u64, 0_u64);
+    let is_stdout = args.path == Path::new(STANDARD);
+    let name = args.path.to_string_lossy();
+    let named = if is_stdout {
+        None
+    } else {
+        Format::of_name(&name)
+    };
+    let compression = args.compress.unwrap_or(Compression::of_name(&name).1);
+    match args.format.or(named) {
+        None if is_stdout => {
+            let what = "name the format of standard output with --format";
+            Err(Error::field(Reason::ArgumentInvalid, "format", what).into())
+        }
+        None | Some(Format::Markdown) => tree(&args, compression, client, json, out).await,
+        Some(format) if is_stdout => {
+            let writer = Writer::new(format, compression, Box::new(&mut *out))?;
+            write_all(&args.selector, writer, client, Failure::from).await?;
+            Ok(Outcome::Done)
+        }
+        Some(format) => {
+            let (new, file) = NewFile::create(&args.path)?;
+            let failed = |error| cannot_write(&new.unfinished, error);
+            let output = Box::new(BufWriter::new(file.try_clone().map_err(failed)?));
+            let writer = Writer::new(format, compression, output)?;
+            let cannot = |error| failed(error).into();
+            let count = write_all(&args.selector, writer, client, cannot).await?;
+            file.sync_all().map_err(failed)?;
+            let bytes = file.metadata().map_err(failed)?.len();
+            new.finish()?;
+            if json {
+                json_line(out, &json!({"written": count, "bytes": bytes}))?;
+            } else {
+                writeln!(out, "{count} written, {bytes} bytes")?;
+            }
+            Ok(Outcome::Done)
+        }
+    }
+}
+
+/// Streams the articles of a selector, each proved to have its id.
+async fn each(
+    selector: &SelectorArgs,
+    client: &Client,
+    mut take: impl FnMut(Article, &proto::Article) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let order = proto::ArticleOrder::ArrivalAsc.into();
     let view = proto::ArticleView::Full;
-    scan_selected(&args.selector, order, view, client, |articles| {
-        for article in articles {
-            if write_article(&args.folder, article)? {
-                written += 1;
-            } else {
-                present += 1;
-            }
+    scan_selected(selector, order, view, client, |articles| {
+        for message in articles {
+            let article = article_of(message.clone())?;
+            take(article, &message)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Writes one file. Returns how many articles are in it.
+async fn write_all(
+    selector: &SelectorArgs,
+    mut writer: Writer<'_>,
+    client: &Client,
+    failed: impl Fn(io::Error) -> Failure,
+) -> Result<u64, Failure> {
+    let mut count = 0;
+    each(selector, client, |article, message| {
+        if let Value::Object(fields) = article_json(message, true) {
+            writer.write(&article, &fields).map_err(&failed)?;
+        }
+        count += 1;
+        Ok(())
+    })
+    .await?;
+    writer.finish().map_err(failed)?;
+    Ok(count)
+}
+
+/// Writes a tree of files.
+async fn tree(
+    args: &Args,
+    compression: Compression,
+    client: &Client,
+    json: bool,
+    out: &mut (dyn Write + Send),
+) -> CommandResult {
+    let (mut written, mut present) = (0_u64, 0_u64);
+    each(&args.selector, client, |article, _| {
+        if write_article(&args.path, &article, compression)? {
+            written += 1;
+        } else {
+            present += 1;
         }
         Ok(())
     })
@@ -51,12 +153,14 @@ pub(super) async fn run(
 }
 
 /// Writes an article, unless a file with its text is there. Returns whether it wrote.
-fn write_article(folder: &Path, message: proto::Article) -> Result<bool, Failure> {
-    let article = article_of(message)?;
-    let path = folder.join(markdown::path(&article.id(), article.published_at()));
-    let text = article.render();
-    let failed = |error: io::Error| Failure::Error(cannot_write(&path, error));
-    if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+fn write_article(folder: &Path, article: &Article, compression: Compression) -> Result<bool> {
+    let name = markdown::path(&article.id(), article.published_at());
+    let path = folder.join(name + &compression.ending());
+    let failed = |error: io::Error| cannot_write(&path, error);
+    let bytes = compression
+        .compressed(article.render().as_bytes())
+        .map_err(failed)?;
+    if fs::read(&path).is_ok_and(|found| found == bytes) {
         return Ok(false);
     }
     // Under its own name a file is always whole, even if the export is interrupted.
@@ -64,7 +168,7 @@ fn write_article(folder: &Path, message: proto::Article) -> Result<bool, Failure
     if let Some(day) = path.parent() {
         fs::create_dir_all(day).map_err(failed)?;
     }
-    fs::write(&unfinished, text).map_err(failed)?;
+    fs::write(&unfinished, bytes).map_err(failed)?;
     fs::rename(&unfinished, &path).map_err(failed)?;
     Ok(true)
 }

@@ -1,60 +1,54 @@
 //! `pressmark import`: files and folders of many formats, streamed to the archive.
 //!
-//! One thread reads and checks records, one task sends them in messages, and the results are matched
-//! to their records in order. The channels between them are bounded, so memory does not grow with
-//! the number of files or their size.
+//! One thread reads records, all cores make them articles and ask which are new, one task sends those
+//! in messages, and the results are matched to their records in order. What is between them is
+//! bounded in records and bytes, so memory does not grow with the number of files or their size.
 
+mod prepare;
+mod progress;
 mod read;
+mod send;
 mod summary;
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
-use self::read::{Origin, Parsed, read_all};
-use self::summary::{Refusal, Summary};
-use super::output::{article_json, article_of, cannot_write, json_line};
+use self::prepare::{Preparing, prepare_all};
+use self::progress::Progress;
+use self::read::{Input, Position, Record};
+use self::send::{Answer, MESSAGES_AHEAD, UNANSWERED_MAX, answer_all, send_articles};
+use self::summary::Summary;
+use super::output::{article_json, article_of, cannot_write, json_line, message_of};
 use super::{CommandResult, Failure, Outcome, complain};
-use crate::client::{Client, message};
-use crate::error::{Error, Kind, Reason, Result};
-use crate::format::{DateNote, FieldName, Format, Mapping, Profile};
-use crate::rpc::{ImportArticlesRequest, error_of, proto};
-
-/// Articles and bytes in one message.
-const MESSAGE_ARTICLES_MAX: usize = 256;
-const MESSAGE_BYTES_MAX: usize = 512 * 1024;
-
-/// Articles read ahead of the sender.
-const ARTICLES_AHEAD: usize = 64;
-
-/// Articles sent and not yet answered whose origins are kept.
-const UNANSWERED_MAX: usize = 4096;
-
-/// Messages ready ahead of the network.
-const MESSAGES_AHEAD: usize = 2;
+use crate::client::Client;
+use crate::error::Result;
+use crate::format::{FieldName, Format, Mapping, Profile};
 
 const EXAMPLES: &str = "\
 Examples:
   pressmark import articles/                       a tree of files, each as its name says
-  pressmark import 2019.jsonl.gz 2020.json.zst     compressed files
+  pressmark import 2019.jsonl.gz 'feeds/**/*.xml'  compressed files, and patterns
   zcat dump.gz | pressmark import --format jsonl   standard input
   pressmark import --dry-run --profile newsapi a.json
-  pressmark import --map title=kop,body=tekst --rejects refused.jsonl a.jsonl";
+  pressmark import --map title=kop,body=tekst --rejects refused.jsonl a.csv";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// Files, and folders in which all files of known endings are read: *.md, *.markdown, *.txt,
-    /// *.jsonl, *.ndjson and *.json, also with .gz or .zst behind; `-` is standard input
+    /// Files, patterns with *, ** and ?, and folders in which all files of known endings are read:
+    /// .md, .markdown, .txt; .jsonl, .ndjson; .json; .csv; .tsv, .tab; .parquet; .rss, .atom, .xml;
+    /// .html, .htm, .xhtml; .warc; also with .gz or .zst behind; `-` is standard input
     #[arg(value_name = "PATH", default_value = "-")]
     paths: Vec<PathBuf>,
-    /// What the files are: markdown, jsonl or json [default: as their names or first bytes say]
+    /// What the files are: markdown, jsonl, json, json-feed, csv, tsv, parquet, rss (Atom too), html
+    /// or warc [default: as their names or first bytes say]
     #[arg(long)]
     format: Option<Format>,
     /// The corpus that the files are of, if its field names mean something else than elsewhere:
@@ -66,6 +60,14 @@ pub(super) struct Args {
     /// source or url; a dot in NAME leads into an object
     #[arg(long, value_name = "FIELD=NAME", value_delimiter = ',')]
     map: Vec<FieldName>,
+    /// The source of records that have none [default: the host of their URL]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    source: String,
     /// Refuse a record whose date cannot be read, which else is an undated article
     #[arg(long)]
     strict: bool,
@@ -84,14 +86,17 @@ impl Args {
         self.dry_run.is_some()
     }
 
-    /// Reads everything on a thread of its own, until nobody takes it.
-    fn read(&self, ahead: usize) -> (mpsc::Receiver<Parsed>, tokio::task::JoinHandle<()>) {
-        let (parsed, read) = mpsc::channel(ahead);
-        let mapping = Mapping::new(&self.map, self.profile, self.strict);
-        let (paths, format) = (self.paths.clone(), self.format);
-        let reader =
-            tokio::task::spawn_blocking(move || read_all(&paths, format, &mapping, &parsed));
-        (read, reader)
+    fn input(&self) -> Input {
+        Input {
+            paths: self.paths.clone(),
+            format: self.format,
+            position: Arc::new(Position::default()),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn mapping(&self) -> Mapping {
+        Mapping::new(&self.map, self.profile, self.strict).with_source(self.source.clone())
     }
 }
 
@@ -102,18 +107,22 @@ pub(super) async fn dry_run(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     let mut left = args.dry_run.unwrap_or_default();
+    let mapping = args.mapping();
     // The reader is not waited for: it may wait for standard input.
-    let (mut read, _) = args.read(1);
+    let (mut records, _) = args.input().read();
     let mut outcome = Outcome::Done;
     while left > 0
-        && let Some(Parsed { origin, article }) = read.recv().await
+        && let Some(Record {
+            origin, content, ..
+        }) = records.recv().await
     {
-        match article {
-            Ok((message, date)) => {
+        match content.and_then(|(parser, content)| parser.parse(&content, &mapping)) {
+            Ok(found) => {
                 left -= 1;
-                if let Some(warning) = date.warning() {
+                if let Some(warning) = found.date.warning() {
                     complain(&format!("{origin}: {warning}"));
                 }
+                let message = message_of(found.article);
                 if json {
                     json_line(out, &article_json(&message, true))?;
                 } else {
@@ -138,42 +147,49 @@ pub(super) async fn run(
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
     let mut rejects = args.rejects.as_deref().map(Rejects::create).transpose()?;
-    let (read, reader) = args.read(ARTICLES_AHEAD);
+    let input = args.input();
+    let stop = input.stop.clone();
+    input.measure();
+    let mut progress = Progress::new(Arc::clone(&input.position));
+    let (records, reader) = input.read();
+    let asks = Arc::new(AtomicBool::new(true));
+    let preparing = Preparing {
+        mapping: Arc::new(args.mapping()),
+        articles: client.articles(),
+        asks: Arc::clone(&asks),
+    };
+    let prepared = prepare_all(records, preparing, stop.clone());
     let (sent, unanswered) = mpsc::channel(UNANSWERED_MAX);
     let (messages, stream) = mpsc::channel(MESSAGES_AHEAD);
-    let sender = tokio::spawn(send_articles(read, sent, messages));
+    let sender = tokio::spawn(send_articles(prepared, sent, messages));
 
-    let mut progress = Progress::new();
     let mut summary = Summary::default();
-    let result = answer_all(
-        client,
-        ReceiverStream::new(stream),
-        unanswered,
-        |origin, answer| {
-            progress.step();
-            match answer {
-                Answer::Stored(outcome, date) => {
-                    summary.count(outcome);
-                    if let Some(warning) = summary.count_date(&date) {
-                        progress.tell(&format!("{origin}: {warning}"));
-                    }
-                }
-                Answer::Refused(refusal) => {
-                    summary.refused += 1;
-                    progress.tell(&format!("{origin}: {}", refusal.message));
-                    let line = refusal.json(&origin);
-                    if let Some(rejects) = &mut rejects {
-                        rejects.write(&line)?;
-                    }
-                    if json {
-                        json_line(out, &line)?;
-                    }
+    let tell = |origin, answer| {
+        progress.step();
+        match answer {
+            Answer::Stored(outcome, date) => {
+                summary.count(outcome);
+                if let Some(warning) = summary.count_date(&date) {
+                    progress.tell(&format!("{origin}: {warning}"));
                 }
             }
-            Ok(())
-        },
-    )
-    .await;
+            Answer::Refused(refusal) => {
+                summary.refused += 1;
+                progress.tell(&format!("{origin}: {}", refusal.message));
+                let line = refusal.json(&origin);
+                if let Some(rejects) = &mut rejects {
+                    rejects.write(&line)?;
+                }
+                if json {
+                    json_line(out, &line)?;
+                }
+            }
+        }
+        Ok(())
+    };
+    let stream = ReceiverStream::new(stream);
+    let answering = answer_all(client, &asks, stream, unanswered, tell);
+    let result = unless_interrupted(&stop, answering).await;
     progress.finish();
     // The sender ends when the stream is gone, and the reader when the sender is, unless it waits
     // for standard input.
@@ -184,11 +200,10 @@ pub(super) async fn run(
     }
     let rejects = rejects.map_or(Ok(()), Rejects::finish);
     summary.print(json, out)?;
-    if let Err(Failure::Error(error)) = &result {
+    if matches!(result, Err(Failure::Error(_) | Failure::Interrupted)) {
         complain(
             "the import broke off; the articles counted above are safe, run it again for the rest",
         );
-        return Err(Failure::Error(error.clone()));
     }
     result?;
     rejects?;
@@ -197,6 +212,33 @@ pub(super) async fn run(
     } else {
         Outcome::Found
     })
+}
+
+/// Runs an import to its end. Interrupted once, it reads no more and waits for the answers of what was
+/// sent; interrupted again, it does not wait.
+async fn unless_interrupted(
+    stop: &CancellationToken,
+    answering: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
+    tokio::pin!(answering);
+    loop {
+        tokio::select! {
+            result = &mut answering => {
+                result?;
+                break;
+            }
+            signal = tokio::signal::ctrl_c() => {
+                if signal.is_err() || stop.is_cancelled() {
+                    return Err(Failure::Interrupted);
+                }
+                stop.cancel();
+            }
+        }
+    }
+    if stop.is_cancelled() {
+        return Err(Failure::Interrupted);
+    }
+    Ok(())
 }
 
 /// The file of what was refused.
@@ -221,145 +263,5 @@ impl Rejects {
     fn finish(mut self) -> Result<()> {
         let flushed = self.file.flush();
         flushed.map_err(|error| cannot_write(&self.path, error))
-    }
-}
-
-/// A record that was sent, or refused before: the results come in this order.
-type Sent = (Origin, Result<DateNote>);
-
-/// What became of a record.
-enum Answer {
-    Stored(proto::PutOutcome, DateNote),
-    Refused(Refusal),
-}
-
-/// Puts articles into messages and remembers which record is which.
-async fn send_articles(
-    mut items: mpsc::Receiver<Parsed>,
-    sent: mpsc::Sender<Sent>,
-    messages: mpsc::Sender<ImportArticlesRequest>,
-) {
-    let mut message = ImportArticlesRequest::default();
-    let mut bytes = 0;
-    let mut waiting = VecDeque::new();
-    loop {
-        // A message that is not full goes off as soon as the reader has nothing more ready.
-        let item = match items.try_recv() {
-            Ok(item) => Some(item),
-            Err(_) if message.articles.is_empty() => match items.recv().await {
-                Some(item) => Some(item),
-                None => return,
-            },
-            Err(_) => None,
-        };
-        let is_idle = item.is_none();
-        if let Some(Parsed { origin, article }) = item {
-            let date = article.map(|(article, date)| {
-                let article = article.encode_to_vec();
-                bytes += article.len();
-                message.articles.push(article.into());
-                date
-            });
-            waiting.push_back((origin, date));
-        }
-        let is_full = message.articles.len() >= MESSAGE_ARTICLES_MAX || bytes >= MESSAGE_BYTES_MAX;
-        if is_full || is_idle || message.articles.is_empty() {
-            for record in waiting.drain(..) {
-                if sent.send(record).await.is_err() {
-                    return;
-                }
-            }
-            if !message.articles.is_empty()
-                && messages.send(std::mem::take(&mut message)).await.is_err()
-            {
-                return;
-            }
-            bytes = 0;
-        }
-    }
-}
-
-/// Matches results to records, in the order in which they were read.
-async fn answer_all(
-    client: &Client,
-    stream: ReceiverStream<ImportArticlesRequest>,
-    mut sent: mpsc::Receiver<Sent>,
-    mut tell: impl FnMut(Origin, Answer) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let answers = client.articles().import_articles(stream).await;
-    let mut answers = message(answers)?;
-    let mut results = VecDeque::new();
-    while let Some((origin, date)) = sent.recv().await {
-        let date = match date {
-            Ok(date) => date,
-            Err(error) => {
-                tell(origin, Answer::Refused(Refusal::of(&error)))?;
-                continue;
-            }
-        };
-        while results.is_empty() {
-            let answer = answers
-                .message()
-                .await
-                .map_err(|status| error_of(&status))?;
-            let answer = answer.ok_or_else(|| {
-                Error::new(
-                    Reason::ServerUnreachable,
-                    "the server ended the import too early",
-                )
-            })?;
-            results.extend(answer.results);
-        }
-        let result: proto::ImportResult = results.pop_front().unwrap_or_default();
-        // An article that may be sent again was not refused: the archive takes nothing now.
-        if let Some(error) = &result.error
-            && let Some(reason) = Reason::parse(&error.reason)
-            && (reason.kind() == Kind::Unavailable || reason == Reason::DiskFull)
-        {
-            return Err(Error::new(reason, error.message.as_str()).into());
-        }
-        let outcome = result.outcome();
-        let answer = match result.error {
-            None => Answer::Stored(outcome, date),
-            Some(error) => Answer::Refused(Refusal::answered(error)),
-        };
-        tell(origin, answer)?;
-    }
-    Ok(())
-}
-
-/// A bar on a terminal, nothing elsewhere.
-struct Progress {
-    bar: ProgressBar,
-}
-
-impl Progress {
-    fn new() -> Self {
-        let is_terminal = io::stderr().is_terminal();
-        let bar = if is_terminal {
-            ProgressBar::new_spinner()
-        } else {
-            ProgressBar::hidden()
-        };
-        if is_terminal {
-            bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
-        let template = "{spinner} {human_pos} articles  {per_sec}  {elapsed}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        Self { bar }
-    }
-
-    fn step(&mut self) {
-        self.bar.inc(1);
-    }
-
-    fn tell(&mut self, line: &str) {
-        self.bar.suspend(|| complain(line));
-    }
-
-    fn finish(&mut self) {
-        self.bar.finish_and_clear();
     }
 }

@@ -6,6 +6,7 @@ mod copies;
 mod export;
 mod heal;
 mod import;
+mod manual;
 mod output;
 mod restore;
 mod revisions;
@@ -25,8 +26,8 @@ use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::client::{Client, Target};
-use crate::error::{Error, Reason, Result};
-use crate::store::{self, Locator, StoreOptions};
+use crate::error::{self, Error, Reason, Result};
+use crate::store::{Locator, StoreOptions};
 
 /// The exit code of a command that did its work and found something wrong.
 const FOUND: u8 = 1;
@@ -89,9 +90,9 @@ enum Command {
     Count(select::CountArgs),
     /// Print which of the ids in a file, or on standard input, are not stored
     Missing(articles::MissingArgs),
-    /// Import articles from files and folders: Markdown, JSON Lines or JSON, also compressed
+    /// Import articles from files of many formats: Markdown, JSON, CSV, Parquet, feeds, HTML, WARC
     Import(import::Args),
-    /// Write articles into a folder, each as a file in the canonical layout
+    /// Write articles into a tree of Markdown, or into a file of JSON Lines, CSV, Parquet, WARC or RSS
     Export(export::Args),
     /// List the sources and their figures
     Sources,
@@ -119,6 +120,10 @@ enum Command {
     Heal(heal::Args),
     /// Show what the archive holds and what the server did since it started
     Stats,
+    /// Print what makes a shell complete this program's commands and flags
+    Completions(manual::CompletionArgs),
+    /// Print this program's manual page, or write the pages of all commands
+    Man(manual::ManArgs),
 }
 
 impl Command {
@@ -159,6 +164,8 @@ enum Failure {
     Error(Error),
     /// Nobody reads what is printed any more, which is no failure.
     ClosedPipe,
+    /// Whoever started it stopped it, and was told what that means.
+    Interrupted,
 }
 
 impl From<Error> for Failure {
@@ -206,6 +213,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(Outcome::Done) | Err(Failure::ClosedPipe) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::from(FOUND),
+        Err(Failure::Interrupted) => ExitCode::from(FAILED),
         Err(Failure::Error(error)) => fail(&error),
     }
 }
@@ -219,7 +227,7 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let message = text.unwrap_or("no message");
     let message: String = message.chars().take(MESSAGE_CHARS_MAX).collect();
     let place = panic.location().map(ToString::to_string);
-    if store::panic_is_expected() {
+    if error::panic::is_expected() {
         tracing::debug!(place, message, "a panic of the storage engine was caught");
     } else {
         tracing::error!(
@@ -243,6 +251,12 @@ fn complain(line: &str) {
 
 async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     let Cli { shared, command } = cli;
+    if let Command::Completions(args) = &command {
+        return manual::completions(args, out);
+    }
+    if let Command::Man(args) = &command {
+        return manual::man(args, out);
+    }
     if let Command::Serve(args) = command {
         return serve::run(args, &shared, out).await;
     }
@@ -283,7 +297,9 @@ async fn run_on(
 ) -> CommandResult {
     match command {
         // These have no client and were run before.
-        Command::Serve(_) | Command::Restore(_) => Ok(Outcome::Done),
+        Command::Serve(_) | Command::Restore(_) | Command::Completions(_) | Command::Man(_) => {
+            Ok(Outcome::Done)
+        }
         Command::Put(args) => articles::put(args, client, json, out).await,
         Command::Get(args) => articles::get(args, client, json, out).await,
         Command::List(args) => select::list(args, client, json, out).await,

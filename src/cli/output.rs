@@ -1,7 +1,8 @@
 //! How results are printed: lines for people, and JSON objects with the field names of the protos.
 
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -19,6 +20,42 @@ pub(super) fn is_coloured(stream: &impl IsTerminal) -> bool {
 pub(super) fn cannot_write(file: &Path, error: io::Error) -> Error {
     let what = format!("cannot write {}", file.display());
     Error::new(Reason::FileFailed, what).with_source(error)
+}
+
+/// The name of standard output, and of standard input.
+pub(super) const STANDARD: &str = "-";
+
+/// A new file that has its name only when it is whole.
+pub(super) struct NewFile {
+    path: PathBuf,
+    pub(super) unfinished: PathBuf,
+}
+
+impl NewFile {
+    /// Begins a file that must not be there yet.
+    pub(super) fn create(path: &Path) -> Result<(Self, File)> {
+        if path.exists() {
+            let what = format!(
+                "{} is there already, and is not overwritten",
+                path.display()
+            );
+            return Err(Error::new(Reason::FileFailed, what));
+        }
+        let mut unfinished = path.as_os_str().to_owned();
+        unfinished.push(".unfinished");
+        let unfinished = PathBuf::from(unfinished);
+        let file = File::create(&unfinished).map_err(|error| cannot_write(&unfinished, error))?;
+        let path = path.to_owned();
+        Ok((Self { path, unfinished }, file))
+    }
+
+    /// Gives the file its name, for good. What was written has to be synced.
+    pub(super) fn finish(self) -> Result<()> {
+        let folder = self.path.parent().filter(|folder| *folder != Path::new(""));
+        fs::rename(&self.unfinished, &self.path)
+            .and_then(|()| File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
+            .map_err(|error| cannot_write(&self.path, error))
+    }
 }
 
 /// Prints an object as one line.

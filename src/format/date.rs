@@ -33,12 +33,13 @@ const WITH_ZONE: [&str; 3] = [
     "%Y-%m-%d %H:%M:%S%.f %z",
 ];
 
-const WITHOUT_ZONE: [&str; 5] = [
+const WITHOUT_ZONE: [&str; 6] = [
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M",
     "%Y-%m-%d %H:%M",
     "%Y/%m/%d %H:%M:%S",
+    "%d-%b-%Y %H:%M:%S%.f",
 ];
 
 const DAYS: [&str; 5] = ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%B %d, %Y", "%d %B %Y"];

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use url::Url;
 
 use super::date::{self, DayOrder};
-use super::one_of;
+use super::{csv, html, one_of};
 use crate::article::{Article, ArticleFields, ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result, excerpt};
 
@@ -26,6 +26,9 @@ pub enum Field {
     /// The URL.
     Url,
 }
+
+/// The name of a body that is HTML.
+const CONTENT_HTML: &str = "content_html";
 
 impl Field {
     const ALL: [Self; 6] = [
@@ -60,6 +63,7 @@ impl Field {
                 "article",
                 "articleBody",
                 "content_text",
+                CONTENT_HTML,
             ],
             Self::PublishedAt => &[
                 "published_at",
@@ -270,6 +274,10 @@ pub struct Mapping {
     names: Vec<(Field, String)>,
     day_order: DayOrder,
     is_strict: bool,
+    /// The source of records that have none.
+    source: String,
+    /// Whether the records are those of the other readers, and not a user's.
+    is_own: bool,
 }
 
 impl Mapping {
@@ -299,7 +307,46 @@ impl Mapping {
             names,
             day_order: profile.map_or(DayOrder::Unknown, |profile| profile.day_order),
             is_strict,
+            source: String::new(),
+            is_own: false,
         }
+    }
+
+    /// The same, with a source for records that have none; else it is the host of their URL.
+    #[must_use]
+    pub fn with_source(mut self, source: String) -> Self {
+        self.source = source;
+        self
+    }
+
+    /// Whether the header of a table has columns for a title and a body.
+    pub(super) fn knows_columns(header: &[u8]) -> bool {
+        let delimiter = csv::delimiter_of(header);
+        let columns: Vec<&[u8]> = header.split(|byte| *byte == delimiter).collect();
+        let has = |field: Field| {
+            let is_name = |column: &&[u8]| {
+                let column = column.trim_ascii();
+                let column = column.strip_prefix(b"\"").unwrap_or(column);
+                let column = column.strip_suffix(b"\"").unwrap_or(column);
+                field.names().iter().any(|name| name.as_bytes() == column)
+            };
+            columns.iter().any(is_name)
+        };
+        has(Field::Title) && has(Field::Body)
+    }
+
+    /// Makes an article of fields that a reader has found and named as an article's.
+    pub(super) fn own_article(&self, record: &Map<String, Value>) -> Result<Found> {
+        let own = Self {
+            names: Field::ALL
+                .map(|field| (field, field.name().to_owned()))
+                .into(),
+            day_order: DayOrder::Unknown,
+            is_strict: self.is_strict,
+            source: self.source.clone(),
+            is_own: true,
+        };
+        own.article(record)
     }
 
     /// Makes an article of a record.
@@ -318,7 +365,10 @@ impl Mapping {
             title: one_line(self.needed(record, Field::Title)?),
             published_at,
             author: one_line(self.text(record, Field::Author).unwrap_or_default()),
-            source: source.or_else(|| host(&url)).unwrap_or_default(),
+            source: source
+                .or_else(|| (!self.source.is_empty()).then(|| self.source.clone()))
+                .or_else(|| host(&url))
+                .unwrap_or_default(),
             body: self.needed(record, Field::Body)?,
             url,
         };
@@ -340,14 +390,18 @@ impl Mapping {
         &'a self,
         record: &'a Map<String, Value>,
         field: Field,
-    ) -> impl Iterator<Item = &'a Value> {
+    ) -> impl Iterator<Item = (&'a str, &'a Value)> {
         let names = self.names.iter().filter(move |(of, _)| *of == field);
-        names.filter_map(|(_, name)| find(record, name))
+        names.filter_map(|(_, name)| Some((name.as_str(), find(record, name)?)))
     }
 
     /// The text of a field: of several the first that is not blank.
     fn text(&self, record: &Map<String, Value>, field: Field) -> Option<String> {
-        let texts = self.values(record, field).filter_map(text_of);
+        let texts = self.values(record, field).filter_map(|(name, value)| {
+            let text = text_of(value)?;
+            let is_html = name.rsplit('.').next() == Some(CONTENT_HTML);
+            Some(if is_html { html::text_of(&text) } else { text })
+        });
         let mut blank = None;
         for text in texts {
             if !text.trim().is_empty() {
@@ -355,11 +409,15 @@ impl Mapping {
             }
             blank.get_or_insert(text);
         }
-        blank.filter(|text| !text.is_empty() || field == Field::Body)
+        blank.filter(|text| !text.is_empty() || matches!(field, Field::Title | Field::Body))
     }
 
     fn needed(&self, record: &Map<String, Value>, field: Field) -> Result<String> {
         self.text(record, field).ok_or_else(|| {
+            if self.is_own {
+                let what = "was not found in it";
+                return Error::field(Reason::ArticleInvalid, field.name(), what);
+            }
             let names = self.names.iter().filter(|(of, _)| *of == field);
             let names: Vec<&str> = names.map(|(_, name)| name.as_str()).collect();
             let has: Vec<&str> = record.keys().map(String::as_str).collect();
@@ -380,7 +438,7 @@ impl Mapping {
             Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => false,
         };
         let mut values = self.values(record, Field::PublishedAt);
-        let Some(value) = values.find(|value| !is_blank(value)) else {
+        let Some((_, value)) = values.find(|(_, value)| !is_blank(value)) else {
             return Ok((None, DateNote::Fine));
         };
         match date::read(value, self.day_order) {
@@ -411,20 +469,17 @@ fn find<'a>(record: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     find(record.get(outer)?.as_object()?, inner)
 }
 
-/// The text of a value, where it has one.
-fn text_of(value: &Value) -> Option<String> {
+/// The text of a value, where it has one: of an object its name, or what it is in JSON-LD.
+pub(super) fn text_of(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
         Value::Number(number) => Some(number.to_string()),
         Value::Array(values) => {
-            let named = |value: &Value| match value.as_object() {
-                Some(object) => object.get("name").and_then(text_of),
-                None => text_of(value),
-            };
-            let texts: Vec<String> = values.iter().filter_map(named).collect();
+            let texts: Vec<String> = values.iter().filter_map(text_of).collect();
             Some(texts.join(", "))
         }
-        Value::Object(_) | Value::Null | Value::Bool(_) => None,
+        Value::Object(object) => text_of(object.get("name").or_else(|| object.get("@id"))?),
+        Value::Null | Value::Bool(_) => None,
     }
 }
 

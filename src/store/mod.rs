@@ -6,7 +6,6 @@
 mod folder;
 mod memory;
 mod order;
-mod panic;
 mod reads;
 mod room;
 mod sled;
@@ -23,9 +22,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 pub use self::memory::MemoryStore;
-pub use self::panic::panic_is_expected;
 pub use self::sled::SledStore;
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result, panic};
 
 /// One row.
 #[derive(Clone, Debug, PartialEq, Eq)]

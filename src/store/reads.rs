@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::{closed, panic};
-use crate::error::{Error, Reason, Result};
+use super::closed;
+use crate::error::{Error, Reason, Result, panic};
 
 /// The most rows of a read that is small.
 pub(super) const SMALL_ROWS_MAX: usize = 64;

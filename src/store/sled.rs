@@ -46,9 +46,9 @@ use super::reads::Reads;
 use super::values::{VALUE_BYTES_MIN, Values};
 use super::watermark::Watermark;
 use super::{
-    Batch, Change, Chunk, Durability, Poison, Scan, Store, StoreOptions, StoreStats, closed, panic,
+    Batch, Change, Chunk, Durability, Poison, Scan, Store, StoreOptions, StoreStats, closed,
 };
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Reason, Result, panic};
 
 /// The largest value.
 const VALUE_BYTES_MAX: usize = 64 * 1024;

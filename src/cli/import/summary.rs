@@ -115,13 +115,14 @@ impl Refusal {
     }
 
     pub(super) fn json(&self, origin: &Origin) -> Value {
-        let (line, byte) = match origin.place {
-            Place::File => (None, None),
-            Place::Line(line) => (Some(line), None),
-            Place::Byte(byte) => (None, Some(byte)),
+        let (line, row, byte) = match origin.place {
+            Place::File => (None, None, None),
+            Place::Line(line) => (Some(line), None, None),
+            Place::Row(row) => (None, Some(row), None),
+            Place::Byte(byte) => (None, None, Some(byte)),
         };
         json!({
-            "file": origin.path.display().to_string(), "line": line, "byte": byte,
+            "file": origin.path.display().to_string(), "line": line, "row": row, "byte": byte,
             "reason": self.reason, "field": self.field, "error": self.message,
         })
     }
