@@ -14,6 +14,7 @@ mod json;
 pub mod markdown;
 mod parquet;
 mod pieces;
+mod profiles;
 mod warc;
 pub mod write;
 
@@ -22,10 +23,11 @@ use std::io::{BufRead, Read};
 use std::str::FromStr;
 use std::sync::Arc;
 
-pub use self::fields::{DateNote, Field, FieldName, Found, Mapping, Profile};
+pub use self::fields::{DateNote, Field, FieldName, Found, Mapping};
 pub use self::html::Page;
 pub use self::input::Counter;
 pub use self::pieces::{Content, PIECE_BYTES_MAX, Piece, Pieces, Place};
+pub use self::profiles::Profile;
 use crate::error::{Error, Reason, Result, excerpt, panic};
 
 /// How the records of a file are written.

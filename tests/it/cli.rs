@@ -79,11 +79,16 @@ impl Ran {
     /// Runs a command that reads this.
     #[track_caller]
     pub fn of_reading(command: &mut Command, input: impl Into<Stdio>) -> Self {
+        Self::of_output(command.stdin(input).output().unwrap())
+    }
+
+    /// What a command did that has ended.
+    pub fn of_output(output: Output) -> Self {
         let Output {
             status,
             stdout,
             stderr,
-        } = command.stdin(input).output().unwrap();
+        } = output;
         Self {
             code: status.code().expect("no signal ended it"),
             out: String::from_utf8(stdout).unwrap(),

