@@ -16,16 +16,7 @@ use crate::format::write::{Compression, Writer};
 use crate::format::{Format, markdown};
 use crate::rpc::proto;
 
-const EXAMPLES: &str = "\
-Examples:
-  pressmark export articles/                          a tree of Markdown files, a folder per day
-  pressmark export all.jsonl.zst                      one file, as its name says
-  pressmark export --source Reuters --after 2020-01-01 reuters.parquet
-  pressmark export --format csv - | head              standard output
-  pressmark export --after 2026-01-01 news.rss        a feed, for readers";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// A folder, in which Markdown files go into a folder per day, under their ids; or a file that is
     /// not there yet and whose ending names another format: .jsonl, .csv, .tsv, .parquet, .warc,

@@ -31,16 +31,7 @@ use crate::client::Client;
 use crate::error::Result;
 use crate::format::{FieldName, Format, Mapping, Profile};
 
-const EXAMPLES: &str = "\
-Examples:
-  pressmark import articles/                       a tree of files, each as its name says
-  pressmark import 2019.jsonl.gz 'feeds/**/*.xml'  compressed files, and patterns
-  zcat dump.gz | pressmark import --format jsonl   standard input
-  pressmark import --dry-run --profile newsapi a.json
-  pressmark import --map title=kop,body=tekst --rejects refused.jsonl a.csv";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     /// Files, patterns with *, ** and ?, and folders in which all files of known endings are read:
     /// .md, .markdown, .txt; .jsonl, .ndjson; .json; .csv; .tsv, .tab; .parquet; .rss, .atom, .xml;

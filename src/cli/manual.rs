@@ -10,19 +10,7 @@ use clap_complete::Shell;
 use super::output::cannot_write;
 use super::{Cli, CommandResult, Outcome};
 
-const COMPLETION_EXAMPLES: &str = "\
-Examples:
-  pressmark completions bash > ~/.local/share/bash-completion/completions/pressmark
-  pressmark completions zsh > ~/.zfunc/_pressmark
-  pressmark completions fish > ~/.config/fish/completions/pressmark.fish";
-
-const MAN_EXAMPLES: &str = "\
-Examples:
-  pressmark man | man -l -
-  pressmark man --dir ~/.local/share/man/man1";
-
 #[derive(Debug, clap::Args)]
-#[command(after_help = COMPLETION_EXAMPLES)]
 pub(super) struct CompletionArgs {
     /// The shell
     #[arg(value_name = "SHELL")]
@@ -30,7 +18,6 @@ pub(super) struct CompletionArgs {
 }
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = MAN_EXAMPLES)]
 pub(super) struct ManArgs {
     /// Write the page of every command into this folder
     #[arg(long, value_name = "DIR")]

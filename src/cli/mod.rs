@@ -3,6 +3,7 @@
 mod articles;
 mod backup;
 mod copies;
+mod examples;
 mod export;
 mod heal;
 mod import;
@@ -29,6 +30,9 @@ use crate::client::{Client, Target};
 use crate::error::{self, Error, Reason, Result};
 use crate::store::{Locator, StoreOptions};
 
+/// Above the flags of every command in its help.
+const SHARED: &str = "Flags of every command";
+
 /// The exit code of a command that did its work and found something wrong.
 const FOUND: u8 = 1;
 
@@ -53,76 +57,101 @@ struct Cli {
 #[derive(Clone, Debug, clap::Args)]
 struct Shared {
     /// The server to talk to [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
-    #[arg(long, global = true, value_name = "URL")]
+    #[arg(long, global = true, help_heading = SHARED, value_name = "URL")]
     server: Option<String>,
     /// The archive to serve, or to open in this process while no server has it open: a folder, or
     /// `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
-    #[arg(long, global = true, value_name = "LOCATOR")]
+    #[arg(long, global = true, help_heading = SHARED, value_name = "LOCATOR")]
     archive: Option<String>,
     /// MiB of index pages that an archive opened in this process keeps in memory, counted as they
     /// are on disk; in memory they take several times as much
     #[arg(
         long,
         global = true,
+        help_heading = SHARED,
         value_name = "MIB",
         env = "PRESSMARK_CACHE_MIB",
         default_value_t = 32
     )]
     cache_mib: u32,
     /// Print one JSON object a line
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = SHARED)]
     json: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve an archive over gRPC until SIGTERM or Ctrl-C
+    #[command(after_help = examples::SERVE)]
     Serve(serve::Args),
     /// Store files in the canonical layout; `-` is standard input
+    #[command(after_help = examples::PUT)]
     Put(articles::PutArgs),
     /// Print the canonical text of an article
+    #[command(after_help = examples::GET)]
     Get(articles::GetArgs),
     /// List articles without their bodies
+    #[command(after_help = examples::LIST)]
     List(select::ListArgs),
     /// Stream articles; with --json, whole ones
+    #[command(after_help = examples::SCAN)]
     Scan(select::ScanArgs),
     /// Count articles
+    #[command(after_help = examples::COUNT)]
     Count(select::CountArgs),
     /// Print which of the ids in a file, or on standard input, are not stored
+    #[command(after_help = examples::MISSING)]
     Missing(articles::MissingArgs),
     /// Import articles from files of many formats: Markdown, JSON, CSV, Parquet, feeds, HTML, WARC
+    #[command(after_help = examples::IMPORT)]
     Import(import::Args),
     /// Write articles into a tree of Markdown, or into a file of JSON Lines, CSV, Parquet, WARC or RSS
+    #[command(after_help = examples::EXPORT)]
     Export(export::Args),
     /// List the sources and their figures
+    #[command(after_help = examples::SOURCES)]
     Sources,
     /// List the articles at a URL, the first stored first, or show what changed between two
+    #[command(after_help = examples::REVISIONS)]
     Revisions(revisions::Args),
     /// List the copies of an article: the same body, and bodies with small edits
+    #[command(after_help = examples::COPIES)]
     Copies(copies::Args),
     /// Print every change of the archive as it comes, from any sequence on
+    #[command(after_help = examples::WATCH)]
     Watch(watch::Args),
     /// Draw how many articles were published when
+    #[command(after_help = examples::TIMELINE)]
     Timeline(timeline::Args),
     /// Find articles by their words
+    #[command(after_help = examples::SEARCH)]
     Search(search::Args),
     /// Throw the search index away and build it anew
+    #[command(after_help = examples::REINDEX)]
     Reindex,
     /// Delete an article for good; a tombstone with the reason stays
+    #[command(after_help = examples::DELETE)]
     Delete(articles::DeleteArgs),
     /// Check the whole archive, and with --repair mend it
+    #[command(after_help = examples::VERIFY)]
     Verify(verify::Args),
     /// Write a backup of the archive, or of what came since an older one, into a file
+    #[command(after_help = examples::BACKUP)]
     Backup(backup::Args),
     /// Restore backups into an archive that no server has open
+    #[command(after_help = examples::RESTORE)]
     Restore(restore::Args),
     /// Store articles again, from backups, whose records were damaged and set aside
+    #[command(after_help = examples::HEAL)]
     Heal(heal::Args),
     /// Show what the archive holds and what the server did since it started
+    #[command(after_help = examples::STATS)]
     Stats,
     /// Print what makes a shell complete this program's commands and flags
+    #[command(after_help = examples::COMPLETIONS)]
     Completions(manual::CompletionArgs),
     /// Print this program's manual page, or write the pages of all commands
+    #[command(after_help = examples::MAN)]
     Man(manual::ManArgs),
 }
 
@@ -369,4 +398,55 @@ impl Shared {
 /// A variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of a line as a shell gives them, up to a pipe or a remark.
+    fn words(line: &str) -> Vec<String> {
+        let line = line.split_once("  ").map_or(line, |(line, _)| line);
+        let mut words = Vec::new();
+        let mut quoted = None;
+        for part in line.split(' ') {
+            if quoted.is_none() && matches!(part, "|" | ">" | "<") {
+                break;
+            }
+            let quote = part.chars().next().filter(|c| "'\"".contains(*c));
+            let bare = part.trim_matches(['\'', '"']);
+            match (quoted, words.last_mut()) {
+                (Some(_), Some(word)) => *word = format!("{word} {bare}"),
+                _ => words.push(bare.to_owned()),
+            }
+            if let Some(quote) = quoted.or(quote) {
+                quoted = (!part.ends_with(quote)).then_some(quote);
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn every_command_has_examples_that_it_takes() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            assert!(help.starts_with("Examples:\n"), "{name}: {help}");
+            let mut count = 0;
+            for line in help
+                .lines()
+                .filter_map(|line| line.split_once("pressmark "))
+            {
+                let words = [vec!["pressmark".to_owned()], words(line.1)].concat();
+                let parsed = Cli::try_parse_from(&words);
+                assert!(parsed.is_ok(), "{words:?}: {parsed:?}");
+                count += 1;
+            }
+            assert!(count > 0, "{name}");
+        }
+    }
 }

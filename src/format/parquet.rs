@@ -239,3 +239,92 @@ fn value(field: &Field) -> Value {
         | Field::MapInternal(_) => field.to_string().into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::Format;
+    use super::super::write::{Compression, Writer};
+    use super::*;
+    use crate::article::{Article, ArticleFields};
+
+    const ROWS: u64 = 40_000;
+
+    fn written() -> Vec<u8> {
+        let mut file = tempfile::tempfile().unwrap();
+        let output = Box::new(file.try_clone().unwrap());
+        let mut writer = Writer::new(Format::Parquet, Compression::None, output).unwrap();
+        for number in 0..ROWS {
+            let article = Article::new(ArticleFields {
+                title: format!("Title {number}"),
+                source: "Source".into(),
+                body: format!("Body {}", number * 7919),
+                ..ArticleFields::default()
+            });
+            let article = article.unwrap();
+            let fields = serde_json::json!({"title": article.title(), "body": article.body(),
+                "source": "Source"});
+            writer.write(&article, fields.as_object().unwrap()).unwrap();
+        }
+        writer.finish().unwrap();
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The titles of the rows that can be read, and what is wrong with the others.
+    fn read(bytes: &[u8]) -> (Vec<String>, Vec<String>) {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        let (mut titles, mut wrong) = (Vec::new(), Vec::new());
+        for piece in Rows::new(file, Counter::default()).unwrap() {
+            match piece.content {
+                Ok(Content::Fields(fields)) => {
+                    titles.push(fields["title"].as_str().unwrap().to_owned());
+                }
+                content => wrong.push(format!("{} {}", piece.place, content.unwrap_err())),
+            }
+        }
+        (titles, wrong)
+    }
+
+    #[test]
+    fn damage_costs_what_is_behind_it_in_its_group() {
+        let mut bytes = written();
+        let (titles, wrong) = read(&bytes);
+        let expected: Vec<String> = (0..ROWS).map(|number| format!("Title {number}")).collect();
+        assert!(titles == expected && wrong.is_empty(), "{wrong:?}");
+        // The second of three groups.
+        let middle = bytes.len() / 2;
+        bytes[middle..middle + 100].fill(0xa5);
+        let (titles, wrong) = read(&bytes);
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].contains("rows of its group are lost"), "{wrong:?}");
+        assert!(titles.len() >= 20_000, "{}", titles.len());
+        assert_eq!((&titles[0], titles.last()), (&expected[0], expected.last()));
+        let lost = expected.len() - titles.len();
+        assert!(wrong[0].contains(&format!("{lost} rows")), "{wrong:?}");
+    }
+
+    #[test]
+    fn values_become_what_json_has() {
+        for (field, expected) in [
+            (
+                Field::TimestampMillis(-1),
+                serde_json::json!("1969-12-31T23:59:59.999+00:00"),
+            ),
+            (
+                Field::TimestampMicros(1_500_000),
+                "1970-01-01T00:00:01.5+00:00".into(),
+            ),
+            (Field::Date(-1), "1969-12-31".into()),
+            (Field::Bytes(vec![b'a'].into()), "a".into()),
+            (Field::Long(7), 7.into()),
+            (Field::Null, Value::Null),
+        ] {
+            assert_eq!(value(&field), expected, "{field:?}");
+        }
+    }
+}

@@ -15,7 +15,8 @@ use pressmark::archive::backup::{self, Entry};
 use pressmark::archive::{Direction, Limits, Order, Query, Selector, SelectorFields};
 use pressmark::article::{Article, ContentHash};
 use pressmark::error::{Kind, Reason};
-use pressmark::format::markdown;
+use pressmark::format::write::{Compression, Writer};
+use pressmark::format::{self, Counter, Format, Mapping, markdown};
 use pressmark::record::{self, EntryState, HashEntry, ScrubResult, SourceStats, Totals};
 use pressmark::rpc::{DESCRIPTORS, proto};
 use prost::Message;
@@ -140,6 +141,102 @@ fn canonical_text() {
         assert_eq!(article.render().as_bytes(), bytes, "it says what it read");
         assert_eq!(article.id(), ContentHash::of(&bytes));
         true
+    });
+}
+
+/// A file of each format, as it is written or as others write it.
+fn files_of_every_format() -> Vec<(Format, Vec<u8>)> {
+    let mut files = Vec::new();
+    for format in ["jsonl", "csv", "tsv", "parquet", "warc", "rss"] {
+        let format: Format = format.parse().unwrap();
+        let path = tempfile::NamedTempFile::new().unwrap();
+        let output = Box::new(path.reopen().unwrap());
+        let mut writer = Writer::new(format, Compression::None, output).unwrap();
+        for article in (1..4).map(article) {
+            let fields = serde_json::json!({"id": article.id().to_string(), "title": article.title(),
+                "published_at": article.published_at().map(|time| time.to_string()),
+                "source": article.source(), "url": article.url(), "body": article.body(),
+                "body_hash": article.body_hash().to_string(), "sequence": 1});
+            writer.write(&article, fields.as_object().unwrap()).unwrap();
+        }
+        writer.finish().unwrap();
+        files.push((format, std::fs::read(path.path()).unwrap()));
+    }
+    let json: &[u8] =
+        br#"[{"title": "T", "body": "B", "source": "S", "date": "2 January 2020"}, {}]"#;
+    let feed: &[u8] = br#"{"version": "https://jsonfeed.org/version/1.1", "title": "S", "items":
+        [{"title": "T", "content_html": "<p>B<ul><li>x", "authors": [{"name": "A"}]}]}"#;
+    let atom: &[u8] =
+        br#"<feed xmlns="http://www.w3.org/2005/Atom"><title>S</title><!-- <entry> -->
+        <entry><title>T</title><updated>2020-01-02T03:04:05Z</updated>
+        <content type="html"><![CDATA[<b>B</b>]]></content></entry></feed>"#;
+    let html: &[u8] = br#"<html><head><title>T</title><script type="application/ld+json">{"@type":
+        "NewsArticle", "headline": "T", "articleBody": "B"}</script></head><body><p>B<table><tr><td>c
+        <pre>x</pre></table><article><p>One, two, three, four, and more words that are long enough.
+        </article></body></html>"#;
+    let front: &[u8] = b"---\ntitle: T\nsource: S\ndate: 2020-01-02\nlist: [a, &b c, *b]\n---\n\nB";
+    for (format, bytes) in [
+        ("json", json),
+        ("json-feed", feed),
+        ("rss", atom),
+        ("html", html),
+        ("markdown", front),
+    ] {
+        files.push((format.parse().unwrap(), bytes.to_vec()));
+    }
+    files
+}
+
+/// Files to import: whatever is in them, they come to an end, and what is made of them is an article.
+#[test]
+fn imported_files() {
+    let files = files_of_every_format();
+    let all: Vec<Vec<u8>> = files.iter().map(|(_, bytes)| bytes.clone()).collect();
+    let mapping = Mapping::new(&[], None, false);
+    fuzz("imported files", |input| {
+        let mut source = Source(input);
+        let (format, valid) = &files[source.below(files.len())];
+        let valid = [vec![valid.clone(); 3], all.clone()].concat();
+        let mut bytes = mutate(&valid, &mut source);
+        if source.byte() % 8 == 0 {
+            bytes = Compression::Gzip.compressed(&bytes).unwrap();
+            bytes = mutate(&[bytes], &mut source);
+        }
+        let pieces_max = bytes.len() + 2;
+        let stream = format::Source::Stream(Box::new(std::io::Cursor::new(bytes)));
+        let Ok((parser, pieces)) = format::open(stream, &Counter::default(), "", Some(*format))
+        else {
+            return false;
+        };
+        let mut is_any = false;
+        for (count, piece) in pieces.enumerate() {
+            // A gzip file has more bytes inside than outside.
+            assert!(
+                count < pieces_max.max(64 * 1024),
+                "{format:?} comes to an end"
+            );
+            let found = piece
+                .content
+                .and_then(|content| parser.parse(&content, &mapping));
+            match found {
+                Ok(found) => {
+                    let text = found.article.render();
+                    assert_eq!(Article::parse(&text).unwrap(), found.article);
+                    is_any = true;
+                }
+                Err(error) => assert!(
+                    matches!(
+                        error.reason(),
+                        Reason::ArticleInvalid
+                            | Reason::IdMismatch
+                            | Reason::FileFailed
+                            | Reason::ArgumentInvalid
+                    ),
+                    "{error:?}"
+                ),
+            }
+        }
+        is_any
     });
 }
 
