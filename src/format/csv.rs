@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::input::{Input, goes_on};
 use super::pieces::{
-    Held, PIECE_BYTES_MAX, Piece, Place, broken_off, bytes_piece, invalid, limit, too_long,
+    Held, PIECE_BYTES_MAX, Piece, Place, broken_off, bytes_piece, invalid, too_long,
 };
 use crate::error::{Error, Reason, Result};
 
@@ -94,7 +94,6 @@ impl Columns {
 pub(super) struct Records {
     held: Held,
     delimiter: u8,
-    line: u64,
     is_done: bool,
 }
 
@@ -104,7 +103,6 @@ impl Records {
         let mut records = Self {
             held: Held::new(input),
             delimiter: 0,
-            line: 1,
             is_done: false,
         };
         // The delimiter is not known yet, but matters only behind a quotation mark: there every one
@@ -121,40 +119,26 @@ impl Records {
         Ok((records, columns))
     }
 
-    fn drop_start(&mut self, count: usize) {
-        let bytes = self.held.rest().get(..count).unwrap_or_default();
-        self.line += limit(bytes.split(|byte| *byte == b'\n').count() - 1);
-        self.held.drop_start(count);
-    }
-
     /// Finds the end of the record at the start of what is held.
     fn end(&mut self) -> std::io::Result<Result<usize>> {
         let mut scan = Scan::default();
-        loop {
+        let broken = loop {
             match scan.step(self.held.rest(), self.delimiter) {
                 Step::End => return Ok(Ok(scan.at)),
-                Step::Broken => {
-                    return Ok(Err(invalid("has text behind a closing quotation mark")));
+                Step::Broken => break invalid("has text behind a closing quotation mark"),
+                Step::More if scan.at > PIECE_BYTES_MAX => break too_long(),
+                Step::More if self.held.more()? => {}
+                Step::More if scan.state == State::Quoted => {
+                    break invalid("has a quotation mark that is never closed");
                 }
-                Step::More if scan.at > PIECE_BYTES_MAX => return Ok(Err(too_long())),
-                Step::More => {
-                    if !self.held.more()? {
-                        return Ok(if scan.state == State::Quoted {
-                            Err(invalid("has a quotation mark that is never closed"))
-                        } else {
-                            Ok(scan.at)
-                        });
-                    }
-                }
+                Step::More => return Ok(Ok(scan.at)),
             }
-        }
-    }
-
-    /// Drops the line in which a broken record began.
-    fn drop_line(&mut self) -> std::io::Result<()> {
+        };
+        // The next record may begin in the line behind the one in which this one began.
+        self.held.go_back(0, scan.at);
         let is_found = self.held.skip_until(|byte| byte == b'\n')?;
-        self.drop_start(usize::from(is_found));
-        Ok(())
+        self.held.drop_start(usize::from(is_found));
+        Ok(Err(broken))
     }
 }
 
@@ -163,12 +147,8 @@ impl Iterator for Records {
 
     fn next(&mut self) -> Option<Piece> {
         while !self.is_done {
-            let place = Place::Line(self.line);
-            let end = self.end().and_then(|end| match end {
-                Ok(end) => Ok(Ok(end)),
-                Err(error) => self.drop_line().map(|()| Err(error)),
-            });
-            match end {
+            let place = Place::Line(self.held.lines + 1);
+            match self.end() {
                 Err(error) => {
                     self.held.drop_all();
                     self.is_done = !goes_on(&error);
@@ -177,8 +157,7 @@ impl Iterator for Records {
                 Ok(Err(error)) => return Some(bytes_piece(place, Err(error))),
                 Ok(Ok(0)) => self.is_done = true,
                 Ok(Ok(end)) => {
-                    let bytes = self.held.rest().get(..end).unwrap_or_default().to_vec();
-                    self.drop_start(end);
+                    let bytes = self.held.take_start(end);
                     let is_blank = bytes.iter().all(|byte| b"\r\n".contains(byte));
                     if !is_blank {
                         return Some(bytes_piece(place, Ok(bytes)));

@@ -178,7 +178,7 @@ impl Iterator for Items {
             }
         };
         if bytes.is_err() {
-            self.held.drop_start(1);
+            self.held.go_back(1, scan.at.max(1));
             self.is_lost = true;
         }
         Some(bytes_piece(place, bytes))

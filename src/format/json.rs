@@ -146,6 +146,7 @@ impl Iterator for Values {
                 Err(error)
             }
             Err((None, error)) => {
+                self.held.go_back(0, scan.at);
                 if let Err(error) = self.skip_broken() {
                     return Some(self.broken_off(place, error));
                 }

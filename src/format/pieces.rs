@@ -14,6 +14,9 @@ use crate::error::{Error, Reason, Result};
 /// The longest record of a file. JSON may write each byte of an article as six.
 pub const PIECE_BYTES_MAX: usize = 32 * 1024 * 1024;
 
+/// Bytes that are looked at a second time, if the file has not more.
+const AGAIN_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// Where a record begins in its file, compression taken off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -176,6 +179,10 @@ pub(super) struct Held {
     bytes: Vec<u8>,
     start: usize,
     pub(super) offset: u64,
+    /// The line breaks before it.
+    pub(super) lines: u64,
+    /// The bytes that were looked at in vain and are looked at again.
+    again: u64,
 }
 
 impl Held {
@@ -185,6 +192,8 @@ impl Held {
             bytes: Vec::new(),
             start: 0,
             offset: 0,
+            lines: 0,
+            again: 0,
         }
     }
 
@@ -197,8 +206,11 @@ impl Held {
             }
         };
         let count = read.len();
-        self.bytes.drain(..self.start);
-        self.start = 0;
+        // Not for every read, for a record may be long.
+        if self.start > self.bytes.len() / 2 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        }
         self.bytes.extend_from_slice(read);
         self.input.consume(count);
         Ok(count > 0)
@@ -210,8 +222,21 @@ impl Held {
 
     /// Leaves what is given or skipped behind.
     pub(super) fn drop_start(&mut self, count: usize) {
+        let dropped = self.rest().get(..count).unwrap_or_default();
+        self.lines += limit(memchr::memchr_iter(b'\n', dropped).count());
         self.start += count;
         self.offset += limit(count);
+    }
+
+    /// Drops the start of a record without end, to look for the next inside of what was looked at. A
+    /// file with too many of these is made to be slow: of it, all that was looked at is dropped.
+    pub(super) fn go_back(&mut self, start: usize, looked_at: usize) {
+        self.again += limit(looked_at);
+        if self.again <= AGAIN_BYTES_MAX.max(self.offset) {
+            self.drop_start(start);
+        } else {
+            self.drop_start(looked_at);
+        }
     }
 
     /// Gives the first bytes away.
@@ -269,7 +294,7 @@ impl Held {
 
 /// Where a text first is.
 pub(super) fn position(bytes: &[u8], text: &[u8]) -> Option<usize> {
-    bytes.windows(text.len()).position(|window| window == text)
+    memchr::memmem::find(bytes, text)
 }
 
 #[cfg(test)]

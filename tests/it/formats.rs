@@ -244,46 +244,45 @@ fn ids(scratch: &Scratch, archive: &str) -> Vec<String> {
     ids
 }
 
-/// Exports everything into every format in every compression, imports each again into an archive of its
-/// own, and compares the ids.
+/// Exports everything into every format in every compression, and imports it again: plain into an
+/// archive of the format's own, whose ids are compared, and compressed into the same, which has it all.
 pub fn round_trip_all(scratch: &Scratch) -> TestResult {
     let expected = ids(scratch, "archive");
-    let formats = ["markdown", "jsonl", "csv", "tsv", "parquet", "warc"];
-    for format in formats {
+    let count = json!(expected.len());
+    for format in ["markdown", "jsonl", "csv", "tsv", "parquet", "warc"] {
+        let archive = scratch.text(&format!("of-{format}"));
         for (compression, ending) in [("none", ""), ("gzip", ".gz"), ("zstd", ".zst")] {
-            let is_tree = format == "markdown";
-            let name = format!("out-{format}-{compression}.{format}{ending}");
-            let exported = scratch.text(if is_tree {
-                name.split('.').next().unwrap()
-            } else {
-                &name
-            });
             let how = ["--format", format, "--compress", compression];
-            let how = if is_tree { &how[..] } else { &[] };
+            let (exported, how) = if format == "markdown" {
+                (scratch.text(&format!("tree-{compression}")), &how[..])
+            } else {
+                (scratch.text(&format!("all.{format}{ending}")), &[][..])
+            };
             let started = std::time::Instant::now();
             let export = scratch.run(&[&["export", "--json", exported.as_str()], how].concat());
-            assert_eq!(
-                summary(&export.exits(0))["written"],
-                expected.len(),
-                "{name}"
-            );
+            assert_eq!(summary(&export.exits(0))["written"], count, "{exported}");
             let exporting = started.elapsed();
-            let into = format!("of-{name}");
             let started = std::time::Instant::now();
-            let import = scratch.run_on(&scratch.text(&into), &["import", "--json", &exported]);
+            let import = scratch.run_on(&archive, &["import", "--json", &exported]);
             let importing = started.elapsed();
             let import = summary(&import.exits(0));
             let stored = import["new"].as_u64().unwrap() + import["revision"].as_u64().unwrap();
-            assert_eq!(stored, u64::try_from(expected.len())?, "{name}: {import}");
-            assert!(
-                ids(scratch, &into) == expected,
-                "{name}: the ids are the same"
-            );
-            scratch.run_on(&scratch.text(&into), &["verify"]).exits(0);
+            if compression == "none" {
+                assert_eq!(json!(stored), count, "{exported}: {import}");
+                assert!(
+                    ids(scratch, &format!("of-{format}")) == expected,
+                    "{exported}"
+                );
+            } else {
+                assert_eq!(import["duplicate"], count, "{exported}: {import}");
+            }
             println!(
-                "{name}: {stored} articles, exported in {exporting:.1?}, imported in {importing:.1?}"
+                "{format}, {compression}: {count} articles, exported in {exporting:.1?}, imported \
+                 in {importing:.1?}: {stored} new, {} known",
+                import["duplicate"]
             );
         }
+        scratch.run_on(&archive, &["verify"]).exits(0);
     }
     Ok(())
 }
@@ -683,4 +682,109 @@ fn patterns_and_folders_find_files() {
         "{}",
         none.err
     );
+}
+
+/// Reads exports with the programs that others read them with, and writes files with them.
+const FOREIGN: &str = r#"
+import csv, io, json, sys
+import feedparser, pyarrow as pa, pyarrow.parquet as pq
+from datetime import datetime
+from warcio.archiveiterator import ArchiveIterator
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+rows = [json.loads(line) for line in open("all.jsonl")]
+ids = [row["id"] for row in rows]
+csv.field_size_limit(1 << 30)
+for name, delimiter in [("all.csv", ","), ("all.tsv", "\t")]:
+    with open(name, newline="", encoding="utf-8") as file:
+        read = list(csv.DictReader(file, delimiter=delimiter))
+    assert [row["id"] for row in read] == ids, name
+    assert [row["body"] for row in read] == [row["body"] for row in rows], name
+table = pq.read_table("all.parquet")
+assert table.column("id").to_pylist() == ids
+assert table.column("body").to_pylist() == [row["body"] for row in rows]
+dated = [row["published_at"] for row in rows if row["published_at"]]
+published = [time for time in table.column("published").to_pylist() if time]
+assert [datetime.fromisoformat(date) for date in dated] == published
+with open("all.warc.gz", "rb") as file:
+    pages = [record.content_stream().read() for record in ArchiveIterator(file) if record.rec_type == "resource"]
+assert len(pages) == len(rows)
+feed = feedparser.parse("all.rss")
+assert not feed.bozo and [entry.id for entry in feed.entries] == ids
+assert [entry.title for entry in feed.entries] == [row["title"] for row in rows]
+
+for unit in ["s", "ms", "us", "ns"]:
+    dates = [row["published_at"] and datetime.fromisoformat(row["published_at"]) for row in rows]
+    columns = {
+        "headline": [row["title"] for row in rows],
+        "text": pa.array([row["body"] for row in rows], pa.large_string()),
+        "date": pa.array(dates, pa.timestamp(unit, "UTC")),
+        "publication": pa.array([row["source"] for row in rows]).dictionary_encode(),
+        "authors": [[row["author"]] if row["author"] else [] for row in rows],
+        "url": [row["url"] for row in rows],
+        "more": [{"x": 1} for row in rows],
+    }
+    for codec in ["none", "snappy", "gzip", "brotli", "lz4", "zstd"]:
+        pq.write_table(pa.table(columns), f"{unit}-{codec}.parquet", compression=codec, row_group_size=20)
+with open("by-warcio.warc.gz", "wb") as file:
+    writer = WARCWriter(file, gzip=True)
+    for row in rows:
+        page = f"""<html><head><title>{row["title"]}</title><meta name="author" content="A">
+            <meta property="article:published_time" content="2020-01-02T03:04:05Z"></head><body>
+            <nav>Home, News, Sport</nav><article><h1>{row["title"]}</h1><p>{row["body"][:11]} and a text,
+            long enough, to be taken for one, by its looks.</p><p>It has a second paragraph, too.</p>
+            </article></body></html>""".encode()
+        head = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1")
+        request = StatusAndHeaders("GET / HTTP/1.1", [("Host", "news.example")], is_http_request=True)
+        writer.write_record(writer.create_warc_record(row["url"], "request", http_headers=request))
+        writer.write_record(writer.create_warc_record(row["url"], "response", payload=io.BytesIO(page), http_headers=head))
+"#;
+
+#[test]
+#[ignore = "needs the Python packages pyarrow, warcio and feedparser"]
+fn other_programs_read_exports_and_write_imports() {
+    let python = std::env::var("PRESSMARK_TEST_PYTHON");
+    let python = python.expect("PRESSMARK_TEST_PYTHON names a Python that has the packages");
+    let (scratch, _) = scanned();
+    let expected = ids(&scratch, "archive");
+    for name in [
+        "all.jsonl",
+        "all.csv",
+        "all.tsv",
+        "all.parquet",
+        "all.warc.gz",
+        "all.rss",
+    ] {
+        scratch.run(&["export", &scratch.text(name)]).exits(0);
+    }
+    let mut command = std::process::Command::new(python);
+    Ran::of(command.args(["-c", FOREIGN]).current_dir(scratch.path("."))).exits(0);
+    for unit in ["s", "ms", "us", "ns"] {
+        for codec in ["none", "snappy", "gzip", "brotli", "lz4", "zstd"] {
+            let (file, into) = (
+                format!("{unit}-{codec}.parquet"),
+                format!("of-{unit}-{codec}"),
+            );
+            let import = ["import", &scratch.text(&file)];
+            scratch.run_on(&scratch.text(&into), &import).exits(0);
+            assert_eq!(ids(&scratch, &into), expected, "{file}");
+        }
+    }
+    let file = scratch.text("by-warcio.warc.gz");
+    let shown = scratch
+        .run(&["import", "--dry-run=100", &file])
+        .exits(0)
+        .out;
+    assert_eq!(
+        shown
+            .matches("Published at: **2020-01-02T03:04:05+00:00**")
+            .count(),
+        COUNT
+    );
+    assert!(
+        shown.contains("by its looks.\n\nIt has a second"),
+        "{shown}"
+    );
+    assert!(!shown.contains("Home, News"), "{shown}");
 }
