@@ -124,14 +124,13 @@ impl Records {
         let mut scan = Scan::default();
         let broken = loop {
             match scan.step(self.held.rest(), self.delimiter) {
-                Step::End => return Ok(Ok(scan.at)),
                 Step::Broken => break invalid("has text behind a closing quotation mark"),
                 Step::More if scan.at > PIECE_BYTES_MAX => break too_long(),
                 Step::More if self.held.more()? => {}
                 Step::More if scan.state == State::Quoted => {
                     break invalid("has a quotation mark that is never closed");
                 }
-                Step::More => return Ok(Ok(scan.at)),
+                Step::End | Step::More => return Ok(Ok(scan.at)),
             }
         };
         // The next record may begin in the line behind the one in which this one began.

@@ -9,6 +9,7 @@ use feed_rs::model::{Entry, Feed, Text};
 use quick_xml::Reader;
 use quick_xml::events::Event;
 use serde_json::{Map, Value};
+use url::Url;
 
 use super::date::{self, DayOrder};
 use super::html;
@@ -347,10 +348,14 @@ fn fields(feed: &Feed, entry: Entry, dates: &[ReadDate]) -> Map<String, Value> {
     );
     insert("source", feed.title.as_ref().map(plain));
     let is_page = |rel: &Option<String>| rel.as_deref().is_none_or(|rel| rel == "alternate");
+    // A link that is relative is so to the site, which the feed links to.
+    let site = feed.links.iter().find(|link| is_page(&link.rel));
+    let site = site.and_then(|link| Url::parse(&link.href).ok());
     let link = entry.links.into_iter().find(|link| is_page(&link.rel));
+    let link = link.map(|link| html::absolute(&link.href, site.as_ref()).unwrap_or(link.href));
     let is_url = entry.id.starts_with("http://") || entry.id.starts_with("https://");
     let id = is_url.then_some(entry.id);
-    insert("url", link.map(|link| link.href).or(id));
+    insert("url", link.or(id));
     fields
 }
 
@@ -442,8 +447,9 @@ mod tests {
         assert_eq!(read(input(atom)), [fields.to_string()]);
         let rdf = r#"<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"
             xmlns="http://purl.org/rss/1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/">
-            <channel rdf:about="x"><title>Site</title><items><rdf:Seq/></items></channel>
-            <item rdf:about="x"><title>T</title><link>https://a.example/1</link>
+            <channel rdf:about="x"><title>Site</title>
+            <link>https://a.example/</link><items><rdf:Seq/></items></channel>
+            <item rdf:about="x"><title>T</title><link>/1</link>
             <description>B</description><dc:date>soon</dc:date></item></rdf:RDF>"#;
         assert!(is_feed(rdf.as_bytes()));
         let fields = serde_json::json!({"published_at": "soon", "title": "T", "body": "B",

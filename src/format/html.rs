@@ -89,7 +89,7 @@ pub(super) fn article(
 }
 
 /// A URL of the web, if it is or can be made one.
-fn absolute(url: &str, base: Option<&Url>) -> Option<String> {
+pub(super) fn absolute(url: &str, base: Option<&Url>) -> Option<String> {
     let is_web = |url: &Url| matches!(url.scheme(), "http" | "https");
     let url = url.trim();
     match Url::parse(url) {

@@ -561,3 +561,30 @@ fn serve_prints_one_line_and_ends_well_on_sigterm() {
     let log = String::from_utf8(output.stderr).unwrap();
     assert!(log.contains("stopped"), "{log}");
 }
+
+#[test]
+fn shells_and_manuals_get_what_they_take() {
+    let scratch = Scratch::new();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = scratch.run(&["completions", shell]).exits(0).out;
+        assert!(
+            script.contains("pressmark") && script.contains("timeline"),
+            "{shell}"
+        );
+    }
+    let page = scratch.run(&["man"]).exits(0).out;
+    assert!(
+        page.contains(".TH pressmark 1") && page.contains("import"),
+        "{page}"
+    );
+    scratch
+        .run(&["man", "--dir", &scratch.text("man1")])
+        .exits(0);
+    let pages = std::fs::read_dir(scratch.path("man1")).unwrap().count();
+    assert!(pages > 20, "{pages}");
+    let import = std::fs::read_to_string(scratch.path("man1/pressmark-import.1")).unwrap();
+    assert!(
+        import.contains("Examples:") && import.contains("rejects"),
+        "{import}"
+    );
+}
