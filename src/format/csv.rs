@@ -201,9 +201,11 @@ impl Scan {
             self.state = match (self.state, byte) {
                 (State::Quoted, b'"') => State::Closed,
                 (State::Quoted, _) | (State::Closed | State::FieldStart, b'"') => State::Quoted,
-                (State::Closed | State::Bare | State::FieldStart, b'\n') => return Step::End,
+                // Behind a return, a line break is a blank record.
+                (State::Closed | State::Bare | State::FieldStart, b'\n' | b'\r') => {
+                    return Step::End;
+                }
                 (_, byte) if is_delimiter(*byte) => State::FieldStart,
-                (State::Closed, b'\r') => State::Closed,
                 (State::Closed, _) => return Step::Broken,
                 (State::Bare | State::FieldStart, _) => State::Bare,
             };
@@ -244,6 +246,8 @@ mod tests {
             assert_eq!(read(text), expected, "{delimiter:?}");
         }
         assert!(Records::new(input("")).is_err());
+        let lines = read("a,b\r1,2\r\r3,4");
+        assert_eq!(lines, [r#"{"a":"1","b":"2"}"#, r#"{"a":"3","b":"4"}"#]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The dates that news corpora have, in all their notations.
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime};
 use serde_json::Value;
 
 use crate::article::Timestamp;
@@ -27,6 +27,9 @@ pub(super) enum DayOrder {
 /// 5138, and as milliseconds it is in 1973.
 const MILLIS_FROM: i64 = 100_000_000_000;
 
+/// The first year that is read where a year may have less than four digits.
+const YEAR_MIN: i32 = 1000;
+
 const WITH_ZONE: [&str; 3] = [
     "%Y-%m-%dT%H:%M:%S%.f%z",
     "%Y-%m-%d %H:%M:%S%.f%z",
@@ -48,8 +51,11 @@ const DAYS: [&str; 5] = ["%Y-%m-%d", "%Y/%m/%d", "%Y%m%d", "%B %d, %Y", "%d %B %
 pub(super) fn read(value: &Value, order: DayOrder) -> Option<Date> {
     match value {
         Value::Number(number) => {
-            let unix = number.as_i64().and_then(unix);
-            unix.or_else(|| unix_fraction(number.as_f64()?))
+            let whole = number.as_i64().map(|_| number.to_string());
+            match whole {
+                Some(whole) => read_text(&whole, order),
+                None => unix_fraction(number.as_f64()?),
+            }
         }
         Value::String(text) => read_text(text.trim(), order),
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
@@ -68,6 +74,10 @@ fn read_text(text: &str, order: DayOrder) -> Option<Date> {
         formats.find_map(|format| DateTime::parse_from_str(text, format).ok())
     });
     if let Some(zoned) = zoned {
+        // A year of two digits may be of any century.
+        if zoned.year() < YEAR_MIN {
+            return None;
+        }
         return of_naive(zoned.naive_utc()).map(exact);
     }
     for zone in ["Z", "UTC", "GMT"] {
@@ -91,7 +101,7 @@ fn local_time(text: &str, order: DayOrder) -> Option<NaiveDateTime> {
     let mut formats = WITHOUT_ZONE.iter();
     let time = formats.find_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
     if time.is_some() {
-        return time;
+        return time.filter(|time| time.year() >= YEAR_MIN);
     }
     let mut days = DAYS.iter();
     let day = days.find_map(|format| NaiveDate::parse_from_str(text, format).ok());
@@ -99,7 +109,8 @@ fn local_time(text: &str, order: DayOrder) -> Option<NaiveDateTime> {
         DayOrder::Unknown => None,
         DayOrder::MonthFirst => NaiveDate::parse_from_str(text, "%m-%d-%Y").ok(),
     });
-    day?.and_hms_opt(0, 0, 0)
+    let day = day.filter(|day| day.year() >= YEAR_MIN)?;
+    day.and_hms_opt(0, 0, 0)
 }
 
 fn exact(at: Timestamp) -> Date {
@@ -114,6 +125,10 @@ fn of_naive(time: NaiveDateTime) -> Option<Timestamp> {
 }
 
 fn unix(number: i64) -> Option<Date> {
+    // A year, and not half an hour of 1970.
+    if (1000..3000).contains(&number) {
+        return None;
+    }
     let millis = if number.checked_abs()? >= MILLIS_FROM {
         number
     } else {
@@ -123,7 +138,9 @@ fn unix(number: i64) -> Option<Date> {
 }
 
 /// Seconds with a fraction, as exact as a double is: to the microsecond.
-fn unix_fraction(seconds: f64) -> Option<Date> {
+fn unix_fraction(number: f64) -> Option<Date> {
+    let is_seconds = number.abs() < 1e11;
+    let seconds = if is_seconds { number } else { number / 1000.0 };
     let micros = format!("{:.0}", seconds * 1e6).parse().ok()?;
     of_naive(DateTime::from_timestamp_micros(micros)?.naive_utc()).map(exact)
 }
@@ -190,6 +207,8 @@ mod tests {
             (json!("1551675967"), "2019-03-04T05:06:07+00:00"),
             (json!(1_551_675_967.5), "2019-03-04T05:06:07.5+00:00"),
             (json!(-1), "1969-12-31T23:59:59+00:00"),
+            (json!(20_190_304), "2019-03-04T00:00:00+00:00 naive"),
+            (json!(1_551_675_967_250.0), "2019-03-04T05:06:07.25+00:00"),
         ] {
             assert_eq!(shown(&value, DayOrder::Unknown), expected, "{value}");
         }
@@ -202,6 +221,10 @@ mod tests {
             json!("yesterday"),
             json!(""),
             json!("2019-02-30"),
+            json!("03/04/19"),
+            json!("19-03-04 10:11:12"),
+            json!(2019),
+            json!("2019"),
             json!(null),
             json!(true),
             json!(i64::MIN),

@@ -20,7 +20,7 @@ use super::pieces::{
 use crate::error::{Error, Reason, Result};
 
 /// What an article is called, in RSS and in Atom.
-const NAMES: [&[u8]; 2] = [b"item", b"entry"];
+const NAMES: [&[u8]; 3] = [b"item", b"entry", b"atom:entry"];
 
 /// The longest start of a feed, before its first item.
 const HEAD_BYTES_MAX: usize = 1024 * 1024;
@@ -34,7 +34,7 @@ const TAG_BYTES: usize = CDATA.len();
 
 /// Whether a file that begins so is a feed.
 pub(super) fn is_feed(start: &[u8]) -> bool {
-    let roots: [&[u8]; 3] = [b"<rss", b"<feed", b"<rdf:RDF"];
+    let roots: [&[u8]; 4] = [b"<rss", b"<feed", b"<atom:feed", b"<rdf:RDF"];
     start.trim_ascii_start().starts_with(b"<")
         && roots.iter().any(|root| position(start, root).is_some())
 }
@@ -71,6 +71,8 @@ fn end_of_hidden(tag: &[u8]) -> Option<&'static [u8]> {
 /// Where `hides`, what is hidden in comments and character data is none.
 fn item_start(bytes: &[u8], hides: bool) -> Result<(usize, &'static [u8]), usize> {
     let mut from = 0;
+    // Whether something hidden has no end: then nothing behind it has, and nobody looks again.
+    let mut is_endless = false;
     while let Some(found) = position(bytes.get(from..).unwrap_or_default(), b"<") {
         let at = from + found;
         let tag = bytes.get(at + 1..).unwrap_or_default();
@@ -82,12 +84,12 @@ fn item_start(bytes: &[u8], hides: bool) -> Result<(usize, &'static [u8]), usize
             return Err(left);
         }
         from = at + 1;
-        if let (true, Some(end)) = (hides, end_of_hidden(tag)) {
+        if let (true, false, Some(end)) = (hides, is_endless, end_of_hidden(tag)) {
             match position(tag, end) {
                 Some(found) => from += found,
                 None if left < HEAD_BYTES_MAX => return Err(left),
                 // What hides so much is damage.
-                None => {}
+                None => is_endless = true,
             }
         }
     }
@@ -124,6 +126,10 @@ impl Items {
                 return Err(Error::new(Reason::FileFailed, what));
             }
             if !items.held.more().map_err(unreadable)? {
+                if !is_feed(items.held.rest()) {
+                    let what = "is no feed: it has neither an item nor the start of RSS or Atom";
+                    return Err(Error::new(Reason::FileFailed, what));
+                }
                 items.is_done = true;
                 break items.held.take_start(held);
             }
@@ -455,6 +461,14 @@ mod tests {
         let fields = serde_json::json!({"published_at": "soon", "title": "T", "body": "B",
             "source": "Site", "url": "https://a.example/1"});
         assert_eq!(read(input(rdf)), [fields.to_string()]);
+    }
+
+    #[test]
+    fn a_feed_may_be_empty_but_has_to_be_one() {
+        assert!(read(input(format!("{RSS}</channel></rss>"))).is_empty());
+        for wrong in ["", "text", "<html></html>"] {
+            assert!(Items::new(input(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

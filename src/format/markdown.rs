@@ -98,6 +98,18 @@ pub(super) fn front_matter(bytes: &[u8]) -> Result<Map<String, Value>> {
             return Err(invalid("is YAML, but not a mapping".to_owned()));
         }
     };
+    // Where YAML sees a number or a truth, a title or a source is what is written: 1.10 or no.
+    for (name, value) in &mut fields {
+        if value.is_number() || value.is_boolean() {
+            let written = front.lines().find_map(|line| {
+                let rest = line.strip_prefix(name.as_str())?.strip_prefix(':')?;
+                Some(rest.split(" #").next().unwrap_or_default().trim())
+            });
+            if let Some(written) = written {
+                *value = written.into();
+            }
+        }
+    }
     let mut body = body.trim_start_matches(['\n', '\r']);
     if !fields.contains_key("title")
         && let Some(heading) = body.strip_prefix("# ")
@@ -155,10 +167,10 @@ mod tests {
 
     #[test]
     fn front_matter_is_read() {
-        let text = "---\r\ntitle: \"A: b\"\nauthors: [X, Y]\ndate: 2020-01-02\nn: 1\n---\n\n\nBody \n---\n";
+        let text = "---\r\ntitle: \"A: b\"\nauthors: [X, Y]\ndate: 2020-01-02\nn: 1.10 # x\n---\n\n\nBody \n---\n";
         assert!(has_front_matter(text.as_bytes()) && !has_front_matter(b"---- \n"));
         let expected = serde_json::json!({"title": "A: b", "authors": ["X", "Y"],
-            "date": "2020-01-02", "n": 1, "body": "Body \n---\n"});
+            "date": "2020-01-02", "n": "1.10", "body": "Body \n---\n"});
         assert_eq!(
             Value::Object(front_matter(text.as_bytes()).unwrap()),
             expected

@@ -30,6 +30,8 @@ const GAP: &[u8] = b"\r\n\r\n";
 /// The records of a file that hold a page.
 pub(super) struct Records {
     held: Held,
+    /// Whether what comes may be the rest of a record that is broken.
+    is_lost: bool,
     is_done: bool,
 }
 
@@ -109,14 +111,31 @@ impl Records {
     pub(super) fn new(input: Input) -> Self {
         Self {
             held: Held::new(input),
+            is_lost: false,
             is_done: false,
         }
     }
 
-    /// Goes to what looks like the head of a record. Returns whether there is one.
-    fn skip_to_record(&mut self) -> io::Result<bool> {
-        self.held
-            .skip_to(|bytes| position(bytes, MAGIC).ok_or_else(|| bytes.len().min(MAGIC.len() - 1)))
+    /// Goes to what looks like the head of a record. Returns whether there is one, and whether
+    /// anything was passed over.
+    fn skip_to_record(&mut self) -> io::Result<(bool, bool)> {
+        let mut has_passed = false;
+        loop {
+            let rest = self.held.rest();
+            let found = record_start(rest);
+            let passed = found.unwrap_or(rest.len().saturating_sub(MAGIC.len()));
+            let blank = rest.get(..passed).unwrap_or_default().trim_ascii();
+            has_passed |= !blank.is_empty();
+            self.held.drop_start(passed);
+            if found.is_some() {
+                return Ok((true, has_passed));
+            }
+            if !self.held.more()? {
+                has_passed |= !self.held.rest().trim_ascii().is_empty();
+                self.held.drop_all();
+                return Ok((false, has_passed));
+            }
+        }
     }
 
     /// Reads until so many bytes are held. Returns whether there are.
@@ -210,15 +229,23 @@ impl Iterator for Records {
 
     fn next(&mut self) -> Option<Piece> {
         while !self.is_done {
-            let found = match self.skip_to_record() {
-                Ok(true) => self.place_and_record(),
-                Ok(false) => {
-                    self.is_done = true;
-                    return None;
+            let before = Place::Byte(self.held.offset);
+            let (place, found) = match self.skip_to_record() {
+                Ok((is_there, has_passed)) => {
+                    self.is_done = !is_there;
+                    // Behind a record that is broken, what is passed over is the rest of it.
+                    if has_passed && !std::mem::replace(&mut self.is_lost, true) {
+                        let what = "has bytes that belong to no record";
+                        return Some(bytes_piece(before, Err(invalid(what))));
+                    }
+                    if !is_there {
+                        return None;
+                    }
+                    (Place::Byte(self.held.offset), self.record())
                 }
-                Err(error) => (Place::Byte(self.held.offset), Err(error)),
+                Err(error) => (before, Err(error)),
             };
-            let (place, found) = found;
+            self.is_lost = !matches!(found, Ok(Found::Other | Found::Page(_) | Found::TooLong));
             match found {
                 Ok(Found::Other) => {}
                 Ok(Found::Page(page)) => {
@@ -238,10 +265,12 @@ impl Iterator for Records {
     }
 }
 
-impl Records {
-    fn place_and_record(&mut self) -> (Place, io::Result<Found>) {
-        (Place::Byte(self.held.offset), self.record())
-    }
+/// Where what looks like the head of a record begins.
+fn record_start(bytes: &[u8]) -> Option<usize> {
+    memchr::memmem::find_iter(bytes, MAGIC).find(|at| {
+        let version = bytes.get(at + MAGIC.len());
+        version.is_some_and(u8::is_ascii_digit)
+    })
 }
 
 /// The head of an HTTP response.
@@ -491,9 +520,9 @@ mod tests {
         let cut = titles([a.clone(), cut].concat());
         assert!(cut[1].contains("ends in the middle"), "{cut:?}");
         let garbage = titles([a, b"garbage WARC/ garbage".to_vec(), c].concat());
-        assert_eq!(
-            (garbage[0].as_str(), garbage.last().unwrap().as_str()),
-            ("a", "c")
-        );
+        assert_eq!((garbage[0].as_str(), garbage[2].as_str()), ("a", "c"));
+        assert!(garbage[1].contains("belong to no record"), "{garbage:?}");
+        assert_eq!(titles(b"no WARC at all".to_vec()).len(), 1);
+        assert!(titles(b"\r\n".to_vec()).is_empty());
     }
 }

@@ -52,6 +52,40 @@ const BLOCKS: [&str; 28] = [
     "table",
 ];
 
+/// Tags that are found in titles and short texts. Others are text, as the `<IBM>` of a wire.
+const MARKUP: [&str; 30] = [
+    "a",
+    "abbr",
+    "b",
+    "big",
+    "blockquote",
+    "br",
+    "cite",
+    "code",
+    "del",
+    "div",
+    "em",
+    "font",
+    "h1",
+    "h2",
+    "h3",
+    "i",
+    "img",
+    "ins",
+    "li",
+    "mark",
+    "ol",
+    "p",
+    "q",
+    "s",
+    "small",
+    "span",
+    "strong",
+    "sub",
+    "sup",
+    "ul",
+];
+
 /// Makes HTML plain text.
 pub(in crate::format) fn text_of(html: &str) -> String {
     // What nests too deep to be parsed in time is no text of a person.
@@ -77,11 +111,13 @@ pub(in crate::format) fn text_of(html: &str) -> String {
     writer.text
 }
 
-/// Whether a text has what only HTML has: a tag or a character reference.
+/// Whether a text has what only HTML has: a known tag or a character reference.
 pub(in crate::format) fn looks_marked_up(text: &str) -> bool {
     let is_tag = |rest: &str| {
         let rest = rest.strip_prefix('/').unwrap_or(rest);
-        rest.starts_with(|c: char| c.is_ascii_alphabetic()) && rest.contains('>')
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric());
+        let name = rest.get(..end.unwrap_or(0)).unwrap_or_default();
+        MARKUP.iter().any(|tag| name.eq_ignore_ascii_case(tag)) && rest.contains('>')
     };
     let is_reference = |rest: &str| {
         let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '#');
@@ -290,7 +326,15 @@ mod tests {
         for marked in ["a <b>", "a</p>", "&amp;", "x &#39; y"] {
             assert!(looks_marked_up(marked), "{marked}");
         }
-        for plain in ["", "1 < 2 > 0", "Q&A; x", "a & b;", "AT&T", "<3"] {
+        for plain in [
+            "",
+            "OIL <SRD> UP",
+            "1 < 2 > 0",
+            "Q&A; x",
+            "a & b;",
+            "AT&T",
+            "<3",
+        ] {
             assert!(!looks_marked_up(plain), "{plain}");
         }
     }
