@@ -25,6 +25,9 @@ const NAMES: [&[u8]; 3] = [b"item", b"entry", b"atom:entry"];
 /// The longest start of a feed, before its first item.
 const HEAD_BYTES_MAX: usize = 1024 * 1024;
 
+/// The longest end tag, which may have white space behind its name.
+const END_TAG_BYTES_MAX: usize = 1024;
+
 /// What encloses character data.
 const CDATA: &[u8] = b"<![CDATA[";
 const CDATA_END: &[u8] = b"]]>";
@@ -176,7 +179,7 @@ impl Iterator for Items {
                 Step::End => break Ok(self.held.take_start(scan.at)),
                 Step::Next => break Err(invalid("has no end")),
                 Step::Broken(what) => break Err(invalid(what)),
-                Step::More if scan.at > PIECE_BYTES_MAX => break Err(too_long()),
+                Step::More if self.held.rest().len() > PIECE_BYTES_MAX => break Err(too_long()),
                 Step::More => match self.held.more() {
                     Ok(true) => {}
                     Ok(false) => break Err(invalid("ends in the middle")),
@@ -239,24 +242,29 @@ impl Scan {
                 continue;
             }
             let tag = rest.get(found + 1..).unwrap_or_default();
+            let behind = tag.strip_prefix(b"/");
+            let behind = behind.and_then(|tag| tag.strip_prefix(self.name));
+            if let Some(behind) = behind
+                && let Some(first) = behind.first()
+                && (*first == b'>' || first.is_ascii_whitespace())
+            {
+                return match position(behind, b">") {
+                    Some(end) => {
+                        self.at += 1 + 1 + self.name.len() + end + 1;
+                        Step::End
+                    }
+                    None if behind.len() > END_TAG_BYTES_MAX => {
+                        Step::Broken("has an end tag that does not end")
+                    }
+                    None => Step::More,
+                };
+            }
             // Enough to tell them apart.
             if tag.len() < TAG_BYTES.max(self.name.len() + 2) {
                 return Step::More;
             }
             if let Some(end) = end_of_hidden(tag) {
                 self.inside = Some(end);
-            } else if let Some(behind) = tag
-                .strip_prefix(b"/")
-                .and_then(|tag| tag.strip_prefix(self.name))
-                && behind
-                    .first()
-                    .is_some_and(|byte| *byte == b'>' || byte.is_ascii_whitespace())
-            {
-                let Some(end) = position(behind, b">") else {
-                    return Step::More;
-                };
-                self.at += 1 + 1 + self.name.len() + end + 1;
-                return Step::End;
             } else if self.at > 0 && item_name(tag).is_some() {
                 return Step::Next;
             }
@@ -496,6 +504,12 @@ mod tests {
             long[1].contains("33554432") && long.len() == 3,
             "{}",
             long[1]
+        );
+        let tag = endless(&format!("{RSS}<item></item "), &rss_item(2));
+        let tag = read(tag);
+        assert!(
+            tag[0].contains("does not end") && tag[1..] == [rss_fields(2)],
+            "{tag:?}"
         );
     }
 }
