@@ -1,7 +1,7 @@
 //! Articles of other formats: what is imported, what is refused, and what is told of it.
 
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Child, ChildStdin, Stdio};
 
 use pressmark::article::{Article, ArticleFields, Timestamp};
 use serde_json::{Value, json};
@@ -498,6 +498,21 @@ fn damage_in_every_format_costs_only_what_is_damaged() -> TestResult {
     Ok(())
 }
 
+/// An import that runs, and what it reads.
+fn importing(scratch: &Scratch, format: &str) -> (Child, ChildStdin) {
+    let mut command = program();
+    command.args(["--archive", &scratch.text("archive")]);
+    command.args(["import", "--json", "--format", format]);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = child.stdin.take().unwrap();
+    (child, input)
+}
+
 /// Standard input that goes on for two GiB without the end of a record.
 #[test]
 fn a_record_of_two_gib_is_skipped() {
@@ -514,22 +529,7 @@ fn a_record_of_two_gib_is_skipped() {
         } else {
             ""
         };
-        let mut command = program();
-        command.args([
-            "--archive",
-            &scratch.text("archive"),
-            "import",
-            "--json",
-            "--format",
-            format,
-        ]);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut input = child.stdin.take().unwrap();
+        let (child, mut input) = importing(&scratch, format);
         let text = vec![b'x'; 1 << 20];
         write!(input, "{head}{}{before}", good(1)).unwrap();
         for _ in 0..2048 {
@@ -567,22 +567,7 @@ fn an_import_that_is_interrupted_goes_on_where_it_was() {
     let line = |number: u32| {
         format!("{{\"title\": \"T {number}\", \"body\": \"B\", \"source\": \"S\"}}\n")
     };
-    let mut command = program();
-    command.args([
-        "--archive",
-        &scratch.text("archive"),
-        "import",
-        "--json",
-        "--format",
-        "jsonl",
-    ]);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = child.stdin.take().unwrap();
+    let (mut child, mut input) = importing(&scratch, "jsonl");
     for number in 0..500 {
         input.write_all(line(number).as_bytes()).unwrap();
     }
