@@ -1,14 +1,18 @@
 //! A connection to an archive: to a server, or to an archive opened in this process, which is then
 //! served over a pipe by the very same service. Every command is written once, against gRPC.
 
+use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Response, Status};
 
 use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
@@ -27,11 +31,34 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that the pipe to an archive in this process holds.
 const PIPE_BYTES: usize = 1024 * 1024;
 
+/// A server, and what proves to it who asks.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Server {
+    /// Its URL, of the scheme http or https.
+    pub url: String,
+    /// A token that it knows.
+    pub token: Option<String>,
+    /// Roots of its certificate in PEM, instead of those of the system.
+    pub roots: Option<String>,
+    /// A certificate that it knows, and its private key, in PEM.
+    pub identity: Option<(String, String)>,
+}
+
+impl fmt::Debug for Server {
+    /// Tells no secret.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Server")
+            .field("url", &self.url)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Where a client finds its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A server's URL.
-    Server(String),
+    /// A server.
+    Server(Server),
     /// An archive that no server has open.
     Archive(Locator, StoreOptions),
     /// The same, with full-text search, which catches up first.
@@ -41,12 +68,49 @@ pub enum Target {
 }
 
 /// Calls of the article service. Clones share the connection.
-pub type ArticleCalls = ArticleServiceClient<Channel>;
+pub type ArticleCalls = ArticleServiceClient<Signed>;
+
+/// Calls of the admin service. Clones share the connection.
+pub type AdminCalls = AdminServiceClient<Signed>;
+
+/// A connection whose requests say who asks.
+pub type Signed = InterceptedService<Channel, Token>;
+
+/// Puts the token into each request.
+#[derive(Clone, Debug, Default)]
+pub struct Token(Option<MetadataValue<Ascii>>);
+
+impl Token {
+    fn new(token: Option<&str>) -> Result<Self> {
+        let value = token.map(|token| {
+            let mut value: MetadataValue<Ascii> =
+                format!("Bearer {token}").parse().map_err(|error| {
+                    let what = "the token has characters that no token has";
+                    Error::field(Reason::ArgumentInvalid, "token", what).with_source(error)
+                })?;
+            value.set_sensitive(true);
+            Ok::<_, Error>(value)
+        });
+        Ok(Self(value.transpose()?))
+    }
+}
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
 
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
     channel: Channel,
+    token: Token,
     local: Option<Local>,
 }
 
@@ -66,7 +130,7 @@ impl Client {
     /// `ServerUnreachable` naming the URL; those of opening an archive.
     pub async fn connect(target: &Target) -> Result<Self> {
         match target {
-            Target::Server(url) => Self::connect_server(url).await,
+            Target::Server(server) => Self::connect_server(server).await,
             Target::Archive(locator, options) => {
                 let store = store::open(locator, *options).await?;
                 Self::serve(Archive::open(store, Limits::default()).await?, None).await
@@ -85,7 +149,9 @@ impl Client {
         }
     }
 
-    async fn connect_server(url: &str) -> Result<Self> {
+    async fn connect_server(server: &Server) -> Result<Self> {
+        let url = &server.url;
+        let token = Token::new(server.token.as_deref())?;
         let unreachable = |error| {
             let message = format!(
                 "no server answers at {url}; start one with `pressmark serve`, or name an archive \
@@ -97,9 +163,25 @@ impl Client {
             let what = format!("{url:?} is not a URL such as http://127.0.0.1:50051");
             Error::field(Reason::ArgumentInvalid, "server", what).with_source(error)
         })?;
-        let channel = configure(endpoint).connect().await.map_err(unreachable)?;
+        let mut endpoint = configure(endpoint);
+        if url.starts_with("https:") {
+            let mut tls = ClientTlsConfig::new();
+            tls = match &server.roots {
+                Some(roots) => tls.ca_certificate(Certificate::from_pem(roots)),
+                None => tls.with_native_roots(),
+            };
+            if let Some((certificate, key)) = &server.identity {
+                tls = tls.identity(Identity::from_pem(certificate, key));
+            }
+            endpoint = endpoint.tls_config(tls).map_err(|error| {
+                let what = "the roots, the certificate or the key cannot be used";
+                Error::field(Reason::ArgumentInvalid, "ca", what).with_source(error)
+            })?;
+        }
+        let channel = endpoint.connect().await.map_err(unreachable)?;
         Ok(Self {
             channel,
+            token,
             local: None,
         })
     }
@@ -130,6 +212,7 @@ impl Client {
             })?;
         Ok(Self {
             channel,
+            token: Token::default(),
             local: Some(Local {
                 stop,
                 serving,
@@ -148,15 +231,15 @@ impl Client {
     /// A client of the article service.
     #[must_use]
     pub fn articles(&self) -> ArticleCalls {
-        ArticleServiceClient::new(self.channel.clone())
+        ArticleServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     /// A client of the admin service.
     #[must_use]
-    pub fn admin(&self) -> AdminServiceClient<Channel> {
-        AdminServiceClient::new(self.channel.clone())
+    pub fn admin(&self) -> AdminCalls {
+        AdminServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
     }
 
     /// Ends the connection, and the archive if it is in this process.

@@ -28,6 +28,12 @@ pub enum Kind {
     Unavailable,
     /// Stored bytes do not match their checksum or id. Restore the named article from a backup.
     DataLoss,
+    /// Nobody known asks. Send a token, or a certificate, that the server knows.
+    Unauthenticated,
+    /// The one who asks may not. Ask whoever runs the server for the role that the message names.
+    PermissionDenied,
+    /// The time that the caller or the server gave it is over; a write may have been done.
+    DeadlineExceeded,
     /// A promise inside pressmark was broken. Report it.
     Internal,
 }
@@ -99,13 +105,29 @@ pub enum Reason {
     ServerUnreachable,
     /// A file of the caller cannot be read or written.
     FileFailed,
+    /// The server wants to know who asks, and was sent neither a token nor a certificate.
+    CredentialsMissing,
+    /// The server does not know the token or the certificate that was sent.
+    CredentialsUnknown,
+    /// The method is for another role.
+    RoleInsufficient,
+    /// The caller sends more requests in a second than it may.
+    RateExceeded,
+    /// The server has as many requests or streams open as it takes.
+    TooManyRequests,
+    /// The writer's queue was full for as long as a put may wait for a place.
+    QueueFull,
+    /// The time for the request is over.
+    DeadlineExceeded,
+    /// The client of a stream sent nothing for too long.
+    StreamIdle,
     /// A bug.
     Internal,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 41] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -138,6 +160,14 @@ impl Reason {
         Self::ShuttingDown,
         Self::ServerUnreachable,
         Self::FileFailed,
+        Self::CredentialsMissing,
+        Self::CredentialsUnknown,
+        Self::RoleInsufficient,
+        Self::RateExceeded,
+        Self::TooManyRequests,
+        Self::QueueFull,
+        Self::DeadlineExceeded,
+        Self::StreamIdle,
         Self::Internal,
     ];
 
@@ -183,6 +213,14 @@ impl Reason {
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::ServerUnreachable => "SERVER_UNREACHABLE",
             Self::FileFailed => "FILE_FAILED",
+            Self::CredentialsMissing => "CREDENTIALS_MISSING",
+            Self::CredentialsUnknown => "CREDENTIALS_UNKNOWN",
+            Self::RoleInsufficient => "ROLE_INSUFFICIENT",
+            Self::RateExceeded => "RATE_EXCEEDED",
+            Self::TooManyRequests => "TOO_MANY_REQUESTS",
+            Self::QueueFull => "QUEUE_FULL",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::StreamIdle => "STREAM_IDLE",
             Self::Internal => "INTERNAL",
         }
     }
@@ -206,15 +244,23 @@ impl Reason {
             | Self::NearCopiesOff
             | Self::SearchOff
             | Self::FileFailed => Kind::FailedPrecondition,
-            Self::MessageTooLarge | Self::TooManyToSort | Self::TooManyBuckets | Self::DiskFull => {
-                Kind::ResourceExhausted
-            }
+            Self::MessageTooLarge
+            | Self::TooManyToSort
+            | Self::TooManyBuckets
+            | Self::RateExceeded
+            | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
             | Self::StoreFailed
             | Self::SearchBehind
             | Self::SearchFailed
             | Self::ShuttingDown
+            | Self::TooManyRequests
+            | Self::QueueFull
+            | Self::StreamIdle
             | Self::ServerUnreachable => Kind::Unavailable,
+            Self::CredentialsMissing | Self::CredentialsUnknown => Kind::Unauthenticated,
+            Self::RoleInsufficient => Kind::PermissionDenied,
+            Self::DeadlineExceeded => Kind::DeadlineExceeded,
             Self::ArchiveDamaged
             | Self::ArticleQuarantined
             | Self::BackupDamaged

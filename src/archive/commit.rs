@@ -99,7 +99,7 @@ pub(super) struct Writer {
     /// Set by the first failed write. The store refuses later ones by itself, but what needs no
     /// write would still be answered from rows that may not be durable: an article whose sync
     /// failed is no duplicate when it is sent again.
-    poison: Poison,
+    poison: Arc<Poison>,
 }
 
 impl Writer {
@@ -111,6 +111,7 @@ impl Writer {
         metrics: Arc<Metrics>,
         (committed, digests): (watch::Sender<Sequence>, Arc<Digests>),
         (figures, near): (Figures, NearCopies),
+        poison: Arc<Poison>,
     ) -> Self {
         Self {
             store,
@@ -120,7 +121,7 @@ impl Writer {
             digests,
             figures,
             near,
-            poison: Poison::default(),
+            poison,
         }
     }
 
@@ -240,9 +241,11 @@ impl Writer {
             .write(plan.finish(), Durability::Synced)
             .await
             .inspect_err(|error| self.poison.set(error))?;
-        let micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.metrics.commit_micros.add(micros);
-        self.metrics.commits.add(1);
+        let elapsed = started.elapsed();
+        let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.commit_seconds.observe(elapsed.as_secs_f64());
+        self.metrics.commit_micros.inc_by(micros);
+        self.metrics.commits.inc();
         self.figures = figures;
         self.digests.apply(digests);
         self.committed.send_replace(figures.next - 1);
@@ -250,6 +253,8 @@ impl Writer {
     }
 
     fn count(&self, puts: &[Put]) {
+        let count = u32::try_from(puts.len()).unwrap_or(u32::MAX);
+        self.metrics.group_articles.observe(count.into());
         for put in puts {
             let counter = match put.outcome {
                 PutOutcome::Created => &self.metrics.created,
@@ -257,7 +262,7 @@ impl Writer {
                 PutOutcome::Revision { .. } => &self.metrics.revised,
                 PutOutcome::Deleted => &self.metrics.put_deleted,
             };
-            counter.add(1);
+            counter.inc();
         }
     }
 
@@ -315,7 +320,7 @@ impl Writer {
         }
         let sequence = plan.delete(job, entry.sequence)?;
         self.write(plan).await?;
-        self.metrics.deleted.add(1);
+        self.metrics.deleted.inc();
         Ok(Delete {
             id: job.id,
             outcome: DeleteOutcome::Deleted,

@@ -57,7 +57,7 @@ use crate::metrics::Metrics;
 use crate::record;
 pub use crate::record::ScrubResult;
 pub use crate::store::Direction;
-use crate::store::Store;
+use crate::store::{Poison, Store};
 
 /// A handle on an open archive. Clones are cheap and all mean the same archive.
 #[derive(Clone, Debug)]
@@ -76,6 +76,7 @@ struct Inner {
     digests: Arc<Digests>,
     near: NearCopies,
     follower: OnceLock<FollowState>,
+    poison: Arc<Poison>,
 }
 
 /// The owner of the writer. Dropping it leaves the writer running until all handles are gone;
@@ -130,12 +131,14 @@ impl Archive {
         let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
         let (publish, committed) = watch::channel(figures.next - 1);
         let stop = CancellationToken::new();
+        let poison = Arc::new(Poison::default());
         let writer = commit::Writer::new(
             Arc::clone(&store),
             limits,
             Arc::clone(&metrics),
             (publish, Arc::clone(&digests)),
             (figures, near),
+            Arc::clone(&poison),
         );
         let writer = tokio::spawn(writer.run(jobs, stop.clone()));
         let guard = Guard {
@@ -154,6 +157,7 @@ impl Archive {
             digests,
             near,
             follower: OnceLock::new(),
+            poison,
         };
         Ok((
             Self {
@@ -161,6 +165,18 @@ impl Archive {
             },
             guard,
         ))
+    }
+
+    /// Whether the archive still takes writes.
+    ///
+    /// # Errors
+    /// `WritesStopped` after a failed write, `ShuttingDown` after close.
+    pub fn check_writes(&self) -> Result<()> {
+        self.inner.poison.check()?;
+        if self.inner.queue.is_closed() {
+            return Err(writer_ended());
+        }
+        Ok(())
     }
 
     /// Compresses an article and takes it apart for the indexes of this archive.

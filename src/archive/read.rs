@@ -272,11 +272,11 @@ impl Archive {
             let metrics = self.metrics();
             let outcome = match entry.map(|entry| entry.state) {
                 Some(EntryState::Stored) => {
-                    metrics.duplicate.add(1);
+                    metrics.duplicate.inc();
                     PutOutcome::Duplicate
                 }
                 Some(EntryState::Deleted) => {
-                    metrics.put_deleted.add(1);
+                    metrics.put_deleted.inc();
                     PutOutcome::Deleted
                 }
                 Some(EntryState::Quarantined) | None => return Ok(None),

@@ -134,7 +134,7 @@ impl<'a> Reader<'a> {
             self.damaged(&error);
             error.with_advice(SET_ASIDE)
         })?;
-        self.metrics.read.add(1);
+        self.metrics.read.inc();
         Ok(record)
     }
 
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
 
     /// Counts damage and tells the operator.
     pub(super) fn damaged(&self, error: &Error) {
-        self.metrics.damaged.add(1);
+        self.metrics.damaged.inc();
         tracing::error!(%error, "damage found while reading");
     }
 }

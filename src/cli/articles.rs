@@ -60,10 +60,18 @@ pub(super) async fn put(
 fn is_refusal(error: &Error) -> bool {
     match error.kind() {
         Kind::InvalidArgument => true,
-        // A full disk takes no other file either.
-        Kind::ResourceExhausted => error.reason() != Reason::DiskFull,
+        // A full disk takes no other file either, nor does a server that is asked too often.
+        Kind::ResourceExhausted => {
+            !matches!(error.reason(), Reason::DiskFull | Reason::RateExceeded)
+        }
         Kind::FailedPrecondition => error.reason() == Reason::FileFailed,
-        Kind::NotFound | Kind::Unavailable | Kind::DataLoss | Kind::Internal => false,
+        Kind::NotFound
+        | Kind::Unavailable
+        | Kind::DataLoss
+        | Kind::Unauthenticated
+        | Kind::PermissionDenied
+        | Kind::DeadlineExceeded
+        | Kind::Internal => false,
     }
 }
 

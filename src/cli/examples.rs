@@ -3,7 +3,7 @@
 pub(super) const SERVE: &str = "\
 Examples:
   pressmark serve                                                        the default folder, on this machine only
-  pressmark serve --archive /var/lib/pressmark --listen 0.0.0.0:50051
+  pressmark serve --archive /var/lib/pressmark --listen 0.0.0.0:50051 --tls-cert cert.pem --tls-key key.pem --tokens tokens.toml
   pressmark serve --backup-to /mnt/backup --scrub-interval 7d";
 
 pub(super) const PUT: &str = "\
@@ -125,3 +125,15 @@ Examples:
   pressmark import --format jsonl - < dump.jsonl                               standard input
   pressmark import --dry-run --profile newsapi a.json                          what would be stored
   pressmark import --map title=kop,body=tekst --rejects refused.jsonl a.csv";
+
+pub(super) const TOKEN: &str = "\
+Examples:
+  pressmark token add importer --role writer > importer.token
+  pressmark token add desk --role reader --certificate 'O=Gazette, CN=desk'
+  pressmark token list --tokens /etc/pressmark/tokens.toml
+  pressmark token revoke importer";
+
+pub(super) const CONFIG: &str = "\
+Examples:
+  pressmark config                                               what `serve` would do
+  pressmark config --config /etc/pressmark/pressmark.toml --streams-max 100";

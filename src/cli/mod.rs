@@ -2,6 +2,7 @@
 
 mod articles;
 mod backup;
+mod config;
 mod copies;
 mod examples;
 mod export;
@@ -15,7 +16,9 @@ mod scrub;
 mod search;
 mod select;
 mod serve;
+mod shared;
 mod timeline;
+mod token;
 mod verify;
 mod watch;
 
@@ -23,22 +26,16 @@ use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use self::shared::{LogFormat, Shared, read_small, variable};
 use crate::client::{Client, Target};
 use crate::error::{self, Error, Reason, Result};
-use crate::store::{Locator, StoreOptions};
-
-/// Above the flags of every command in its help.
-const SHARED: &str = "Flags of every command";
+use crate::store::StoreOptions;
 
 /// The exit code of a command that did its work and found something wrong.
 const FOUND: u8 = 1;
-
-/// The variables that stand for `--server` and `--archive`.
-const SERVER_VARIABLE: &str = "PRESSMARK_SERVER";
-const ARCHIVE_VARIABLE: &str = "PRESSMARK_ARCHIVE";
 
 /// The exit code of a command that failed.
 const FAILED: u8 = 2;
@@ -51,32 +48,6 @@ struct Cli {
     shared: Shared,
     #[command(subcommand)]
     command: Command,
-}
-
-/// Flags of every command.
-#[derive(Clone, Debug, clap::Args)]
-struct Shared {
-    /// The server to talk to [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
-    #[arg(long, global = true, help_heading = SHARED, value_name = "URL")]
-    server: Option<String>,
-    /// The archive to serve, or to open in this process while no server has it open: a folder, or
-    /// `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
-    #[arg(long, global = true, help_heading = SHARED, value_name = "LOCATOR")]
-    archive: Option<String>,
-    /// MiB of index pages that an archive opened in this process keeps in memory, counted as they
-    /// are on disk; in memory they take several times as much
-    #[arg(
-        long,
-        global = true,
-        help_heading = SHARED,
-        value_name = "MIB",
-        env = "PRESSMARK_CACHE_MIB",
-        default_value_t = 32
-    )]
-    cache_mib: u32,
-    /// Print one JSON object a line
-    #[arg(long, global = true, help_heading = SHARED)]
-    json: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -147,6 +118,12 @@ enum Command {
     /// Show what the archive holds and what the server did since it started
     #[command(after_help = examples::STATS)]
     Stats,
+    /// Keep the file of those whom a server knows: their names, roles and hashes of tokens
+    #[command(after_help = examples::TOKEN)]
+    Token(token::Args),
+    /// Print what `serve` would do with the same flags, and where each value is from
+    #[command(after_help = examples::CONFIG)]
+    Config(serve::Args),
     /// Print what makes a shell complete this program's commands and flags
     #[command(after_help = examples::COMPLETIONS)]
     Completions(manual::CompletionArgs),
@@ -173,7 +150,7 @@ impl Command {
     /// What is logged unless `PRESSMARK_LOG` says otherwise.
     fn log_level(&self) -> &'static str {
         if matches!(self, Self::Serve(_)) {
-            "info"
+            "info,rustls=error"
         } else {
             "warn"
         }
@@ -220,22 +197,32 @@ type CommandResult = Result<Outcome, Failure>;
 /// found or refused, 2 failed.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let (cli, command, matches, file) = match parse() {
+        Ok(parsed) => parsed,
+        Err(error) => return fail(&error),
+    };
     let filter = EnvFilter::try_from_env("PRESSMARK_LOG")
         .unwrap_or_else(|_| EnvFilter::new(cli.command.log_level()));
     let colours = output::is_coloured(&io::stderr());
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
-        .with_ansi(colours)
-        .init();
+        .with_ansi(colours);
+    match cli.shared.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
     std::panic::set_hook(Box::new(log_panic));
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Error::new(Reason::Internal, "no runtime").with_source(error)),
     };
     let mut out = io::BufWriter::new(io::stdout());
-    let result = runtime.block_on(run(cli, &mut out));
+    let result = if matches!(cli.command, Command::Config(_)) {
+        config::print(&command, &matches, &file, &mut out)
+    } else {
+        runtime.block_on(run(cli, &mut out))
+    };
     let result = result.and_then(|outcome| Ok(out.flush().map(|()| outcome)?));
     // A thread that waits for standard input must not hold up the exit.
     runtime.shutdown_background();
@@ -245,6 +232,17 @@ pub fn main() -> ExitCode {
         Err(Failure::Interrupted) => ExitCode::from(FAILED),
         Err(Failure::Error(error)) => fail(&error),
     }
+}
+
+/// Reads the configuration file and then the arguments, for which it has the defaults. A mistake in
+/// the arguments ends the process, as the library for them does it.
+fn parse() -> Result<(Cli, clap::Command, ArgMatches, config::File)> {
+    let path = config::path(std::env::args_os().skip(1));
+    let (mut command, file) = config::apply(path.as_deref(), Cli::command())?;
+    let matches = command.get_matches_mut();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    cli.shared.in_file = file.places.clone();
+    Ok((cli, command, matches, file))
 }
 
 /// Makes one line of the log of a panic. Those that are caught and answered are told by their answers.
@@ -286,6 +284,9 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     if let Command::Man(args) = &command {
         return manual::man(args, out);
     }
+    if let Command::Token(args) = &command {
+        return token::run(args, shared.json, out);
+    }
     if let Command::Serve(args) = command {
         return serve::run(args, &shared, out).await;
     }
@@ -326,9 +327,12 @@ async fn run_on(
 ) -> CommandResult {
     match command {
         // These have no client and were run before.
-        Command::Serve(_) | Command::Restore(_) | Command::Completions(_) | Command::Man(_) => {
-            Ok(Outcome::Done)
-        }
+        Command::Serve(_)
+        | Command::Restore(_)
+        | Command::Token(_)
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Man(_) => Ok(Outcome::Done),
         Command::Put(args) => articles::put(args, client, json, out).await,
         Command::Get(args) => articles::get(args, client, json, out).await,
         Command::List(args) => select::list(args, client, json, out).await,
@@ -352,58 +356,8 @@ async fn run_on(
     }
 }
 
-impl Shared {
-    fn store_options(&self) -> StoreOptions {
-        StoreOptions {
-            cache_bytes: u64::from(self.cache_mib) * 1024 * 1024,
-            accept_loss: false,
-        }
-    }
-
-    fn target(&self, begins_archive: bool) -> Result<Target> {
-        // A flag wins over both variables, which clap would not tell apart from flags.
-        let (server, archive) = match (&self.server, &self.archive) {
-            (None, None) => (variable(SERVER_VARIABLE), variable(ARCHIVE_VARIABLE)),
-            flags => (flags.0.clone(), flags.1.clone()),
-        };
-        match (server, archive) {
-            (Some(_), Some(_)) => Err(Error::field(
-                Reason::ArgumentInvalid,
-                "server",
-                "both a server and an archive are named, by flags or by PRESSMARK_SERVER and \
-                 PRESSMARK_ARCHIVE; name one",
-            )),
-            (None, Some(archive)) => {
-                let locator = archive.parse()?;
-                if let Locator::Folder(folder) = &locator
-                    && !begins_archive
-                    && !folder.exists()
-                {
-                    let what = format!("no archive is at {archive}; put or import begins one");
-                    return Err(Error::new(Reason::FileFailed, what).with_resource(archive));
-                }
-                Ok(Target::Archive(locator, self.store_options()))
-            }
-            (Some(server), None) => Ok(Target::Server(server)),
-            (None, None) => Ok(Target::Server("http://127.0.0.1:50051".into())),
-        }
-    }
-
-    fn locator(&self) -> Result<Locator> {
-        let named = self.archive.clone().or_else(|| variable(ARCHIVE_VARIABLE));
-        named.as_deref().unwrap_or("./pressmark-data").parse()
-    }
-}
-
-/// A variable that is set and not empty.
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// The words of a line as a shell gives them, up to a pipe or a remark.

@@ -1,21 +1,25 @@
 //! `pressmark serve`.
 
+mod limits;
+mod security;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Outcome, Shared, scrub};
 use crate::archive::backup::Follower;
-use crate::archive::{Archive, Limits, NearCopies};
+use crate::archive::{Archive, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, ServeOptions, Services};
+use crate::rpc::{self, Listeners, ServeOptions, Services};
 use crate::search::Search;
 use crate::store;
 
@@ -35,6 +39,9 @@ pub(super) struct Args {
         default_value = "127.0.0.1:50051"
     )]
     listen: SocketAddr,
+    /// An address for HTTP without encryption: /metrics for Prometheus, /healthz and /readyz
+    #[arg(long, value_name = "ADDR", env = "PRESSMARK_HTTP_LISTEN")]
+    http_listen: Option<SocketAddr>,
     /// Seconds that open requests may take to end after the stop
     #[arg(
         long,
@@ -75,6 +82,10 @@ pub(super) struct Args {
     /// A folder, better on another disk, into which a backup follows the archive
     #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
     backup_to: Option<PathBuf>,
+    #[command(flatten)]
+    security: security::SecurityArgs,
+    #[command(flatten)]
+    limits: limits::LimitArgs,
 }
 
 /// On or off.
@@ -97,17 +108,22 @@ pub(super) async fn run(
     shared: &Shared,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
+    let tls = args.security.tls()?;
+    args.security.check(args.listen)?;
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
     let _size_signal = signal(SignalKind::from_raw(SIZE_SIGNAL)).map_err(no_signals)?;
-    let listener = TcpListener::bind(args.listen).await.map_err(|error| {
-        let what = format!("cannot listen on {}", args.listen);
-        Error::field(Reason::FileFailed, "listen", what).with_source(error)
-    })?;
-    let address = listener.local_addr()?;
+    let grpc = listen("listen", args.listen).await?;
+    let address = grpc.local_addr()?;
+    let http = match args.http_listen {
+        Some(address) => Some(listen("http-listen", address).await?),
+        None => None,
+    };
+    let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
     let store = store::open(&locator, shared.store_options()).await?;
-    let limits = Limits::default();
+    raise_file_limit();
+    let limits = args.limits.archive();
     let (archive, guard) = match args.near_copies {
         None => Archive::open(store, limits).await?,
         Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await?,
@@ -132,10 +148,18 @@ pub(super) async fn run(
         open_ms = stats.store.open_micros / 1000,
         "opened {locator}"
     );
-    writeln!(out, "pressmark serves {locator} on http://{address}")?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    writeln!(out, "pressmark serves {locator} on {scheme}://{address}")?;
+    if let Some(address) = http_address {
+        writeln!(out, "its figures are on http://{address}/metrics")?;
+    }
     out.flush()?;
+    let listeners = Listeners { grpc, http };
     let options = ServeOptions {
         drain: Duration::from_secs(args.drain_seconds.into()),
+        limits: args.limits.service(),
+        tls,
+        credentials: args.security.tokens.clone(),
     };
     let scrub = (!args.scrub_interval.is_zero()).then(|| {
         let schedule = scrub::Schedule {
@@ -146,7 +170,7 @@ pub(super) async fn run(
     });
     let loading = tokio::spawn(load_digests(archive.clone()));
     let services = Services { archive, search };
-    let served = rpc::serve(services, listener, stop, options).await;
+    let served = rpc::serve(services, listeners, stop, options).await;
     loading.abort();
     if let Some(scrub) = scrub {
         // It only reads, and begins anew at the next start.
@@ -170,10 +194,29 @@ pub(super) async fn run(
     Ok(Outcome::Done)
 }
 
+async fn listen(field: &str, address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let what = format!("cannot listen on {address}");
+        Error::field(Reason::FileFailed, field, what).with_source(error)
+    })
+}
+
 /// Reads what the first timeline would otherwise wait for; if that fails, the timeline will tell.
 async fn load_digests(archive: Archive) {
     if let Err(error) = archive.load_digests().await {
         tracing::warn!(%error, "the digests of the articles cannot be read");
+    }
+}
+
+/// Every connection takes a file descriptor, of which most systems give a process 1,024 until it asks.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -5,7 +5,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
+use super::audit;
 use super::convert::{count, limits_message, status_of, stopping, timestamp_of};
+use super::limits::ServiceLimits;
 use super::proto::admin_service_server::AdminService;
 use super::questions::search_of;
 use super::verify::Verify;
@@ -20,6 +22,8 @@ pub(super) struct Admin {
     pub(super) archive: Archive,
     /// Full-text search, if the server has it.
     pub(super) search: Option<Search>,
+    /// What is taken from clients.
+    pub(super) service_limits: ServiceLimits,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
 }
@@ -33,6 +37,9 @@ impl AdminService for Admin {
         &self,
         request: Request<proto::VerifyArchiveRequest>,
     ) -> Result<Response<Self::VerifyArchiveStream>, Status> {
+        if request.get_ref().repair {
+            audit::repairs(audit::caller(&request).as_ref());
+        }
         let (events, stream) = mpsc::channel(1);
         let verify = Verify {
             archive: self.archive.clone(),
@@ -65,7 +72,7 @@ impl AdminService for Admin {
             format: u32::from(self.archive.format()),
             engine: self.archive.engine().to_owned(),
             role: proto::ServerRole::Writer.into(),
-            limits: Some(limits_message(self.archive.limits())),
+            limits: Some(limits_message(self.archive.limits(), &self.service_limits)),
             near_copies: Some(self.archive.near_copies() == NearCopies::On),
             search: Some(self.search.is_some()),
         }))

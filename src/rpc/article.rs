@@ -1,12 +1,15 @@
 //! `ArticleService`: each method converts, calls the archive and converts back. The scan has a part
 //! of its own below, the import a file.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ResponseStream;
+use super::audit;
 use super::convert::{
     delete_message, ids_of, message_of, now, put_message, query_of, selector_of, shutting_down,
     source_message, status_of, stopping, texts_of, view_of,
@@ -16,7 +19,7 @@ use super::proto;
 use super::proto::article_service_server::ArticleService;
 use super::watch::Watch;
 use super::wire::ImportArticlesRequest;
-use crate::archive::{Archive, Direction, Order, PageBudget, Query, StoredArticle, View};
+use crate::archive::{Archive, Direction, Order, PageBudget, Put, Query, StoredArticle, View};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
@@ -30,6 +33,8 @@ pub(super) struct Articles {
     pub(super) archive: Archive,
     /// Full-text search, if the server has it.
     pub(super) search: Option<Search>,
+    /// How long a put may wait for a place in the writer's queue.
+    pub(super) queue_wait_max: Duration,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
 }
@@ -44,7 +49,12 @@ impl ArticleService for Articles {
         &self,
         request: Request<proto::PutArticleRequest>,
     ) -> Result<Response<proto::PutArticleResponse>, Status> {
-        answer(self.put(request.into_inner()).await)
+        let caller = audit::caller(&request);
+        let put = self.put(request.into_inner()).await;
+        if let Ok(put) = &put {
+            audit::stored(caller.as_ref(), put);
+        }
+        answer(put.map(put_message))
     }
 
     async fn import_articles(
@@ -54,9 +64,10 @@ impl ArticleService for Articles {
         let (pending, results) = mpsc::channel(self.archive.limits().import_results_max);
         let (answers, stream) = mpsc::channel(1);
         let (archive, stop) = (self.archive.clone(), self.stop.clone());
+        let caller = audit::caller(&request);
         let requests = request.into_inner();
         tokio::spawn(import::read(archive, stop, requests, pending));
-        tokio::spawn(import::answer(results, answers));
+        tokio::spawn(import::answer(results, caller, answers));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -113,7 +124,12 @@ impl ArticleService for Articles {
         &self,
         request: Request<proto::DeleteArticleRequest>,
     ) -> Result<Response<proto::DeleteArticleResponse>, Status> {
-        answer(self.delete(request.into_inner()).await)
+        let caller = audit::caller(&request);
+        let deleted = self.delete(request.into_inner()).await;
+        if let Ok(deleted) = &deleted {
+            audit::deleted(caller.as_ref(), deleted);
+        }
+        answer(deleted)
     }
 
     async fn count_articles(
@@ -176,14 +192,22 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
 }
 
 impl Articles {
-    async fn put(&self, request: proto::PutArticleRequest) -> Result<proto::PutArticleResponse> {
+    async fn put(&self, request: proto::PutArticleRequest) -> Result<Put> {
         let article = request
             .article
             .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;
         let prepared = import::prepare(&self.archive, article)
             .await
             .map_err(|error| error.within("article"))?;
-        self.archive.put(prepared).await.map(put_message)
+        let queued = tokio::time::timeout(self.queue_wait_max, self.archive.enqueue(prepared));
+        let pending = queued.await.map_err(|_| {
+            let what = format!(
+                "the writer's queue had no place for {:?}; nothing was stored",
+                self.queue_wait_max
+            );
+            Error::new(Reason::QueueFull, what)
+        })??;
+        pending.result().await
     }
 
     async fn find_missing(

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::limits::ServiceLimits;
 use super::proto;
 use crate::archive::{
     Delete, DeleteOutcome, Direction, Limits, Order, Put, PutOutcome, Query, Selector,
@@ -36,6 +37,9 @@ pub fn status_of(error: &Error) -> Status {
         Kind::ResourceExhausted => Code::ResourceExhausted,
         Kind::Unavailable => Code::Unavailable,
         Kind::DataLoss => Code::DataLoss,
+        Kind::Unauthenticated => Code::Unauthenticated,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::DeadlineExceeded => Code::DeadlineExceeded,
         Kind::Internal => Code::Internal,
     };
     let message: String = error.to_string().chars().take(MESSAGE_CHARS_MAX).collect();
@@ -47,7 +51,7 @@ pub fn status_of(error: &Error) -> Status {
     if let Some(resource) = error.resource() {
         details.set_resource_info(RESOURCE_TYPE, resource, "", message.as_str());
     }
-    if code == Code::Unavailable {
+    if code == Code::Unavailable || error.reason() == Reason::RateExceeded {
         details.set_retry_info(Some(RETRY_DELAY));
     }
     Status::with_error_details(code, message, details)
@@ -75,15 +79,15 @@ pub fn error_of(status: &Status) -> Error {
         Code::ResourceExhausted | Code::OutOfRange => Reason::MessageTooLarge,
         Code::DataLoss => Reason::RecordDamaged,
         Code::Unavailable | Code::Cancelled | Code::Unknown => Reason::ServerUnreachable,
+        Code::DeadlineExceeded => Reason::DeadlineExceeded,
+        Code::PermissionDenied => Reason::RoleInsufficient,
+        Code::Unauthenticated => Reason::CredentialsUnknown,
         Code::Ok
-        | Code::DeadlineExceeded
         | Code::AlreadyExists
-        | Code::PermissionDenied
         | Code::FailedPrecondition
         | Code::Aborted
         | Code::Unimplemented
-        | Code::Internal
-        | Code::Unauthenticated => Reason::Internal,
+        | Code::Internal => Reason::Internal,
     });
     Error::new(reason, status.message())
 }
@@ -309,7 +313,8 @@ pub(super) fn source_message(source: Source) -> proto::Source {
     }
 }
 
-pub(super) fn limits_message(limits: &Limits) -> proto::Limits {
+pub(super) fn limits_message(limits: &Limits, service: &ServiceLimits) -> proto::Limits {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     proto::Limits {
         text_bytes_max: count(limits.text_bytes_max),
         title_bytes_max: count(limits.title_bytes_max),
@@ -338,6 +343,16 @@ pub(super) fn limits_message(limits: &Limits) -> proto::Limits {
         timeline_buckets_max: count(limits.timeline_buckets_max),
         search_query_bytes_max: count(limits.search_query_bytes_max),
         search_hits_max: count(limits.search_hits_max),
+        connections_max: service.connections_max.into(),
+        requests_max: service.requests_max.into(),
+        streams_max: service.streams_max.into(),
+        request_bytes_in_flight_max: service.request_bytes_in_flight_max.into(),
+        requests_per_second_max: Some(service.requests_per_second_max.into()),
+        request_deadline_ms: millis(service.request_deadline),
+        stream_idle_ms_max: Some(millis(service.stream_idle_max)),
+        connection_age_ms_max: Some(millis(service.connection_age_max)),
+        header_bytes_max: service.header_bytes_max.into(),
+        queue_wait_ms_max: millis(service.queue_wait_max),
     }
 }
 

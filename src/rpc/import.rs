@@ -4,7 +4,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::audit;
 use super::convert::{article_of, import_result, now, stopping};
+use super::gate::Caller;
 use super::layer::mend;
 use super::proto;
 use super::wire::{self, ImportArticlesRequest};
@@ -158,6 +160,7 @@ async fn sort_articles(
 /// Sends results as the articles become durable, as many in one message as are ready.
 pub(super) async fn answer(
     mut pending: mpsc::Receiver<Pending>,
+    caller: Option<Caller>,
     answers: mpsc::Sender<Result<proto::ImportArticlesResponse, Status>>,
 ) {
     let mut index = 0;
@@ -175,6 +178,9 @@ pub(super) async fn answer(
                     break;
                 }
             };
+            if let Ok(put) = &result {
+                audit::stored(caller.as_ref(), put);
+            }
             results.push(import_result(index, result));
             index += 1;
         }

@@ -3,11 +3,23 @@
 
 mod admin;
 mod article;
+mod audit;
+mod auth;
+mod body;
+mod connection;
 mod convert;
+mod frames;
+mod gate;
 mod import;
 mod layer;
+mod limits;
+mod methods;
+mod observe;
+mod pages;
 mod questions;
+mod reload;
 mod server;
+mod tls;
 mod verify;
 mod watch;
 mod wire;
@@ -16,10 +28,14 @@ use std::pin::Pin;
 
 use futures_util::Stream;
 
+pub use self::auth::{Credentials, Identity, Listed, Role};
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
+pub use self::limits::ServiceLimits;
 pub use self::server::{
-    CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ServeOptions, Services, serve, serve_pipe,
+    CONNECTION_WINDOW_BYTES, Listeners, STREAM_WINDOW_BYTES, ServeOptions, Services, serve,
+    serve_pipe,
 };
+pub use self::tls::TlsFiles;
 pub use self::wire::ImportArticlesRequest;
 
 /// What a streaming method answers with.

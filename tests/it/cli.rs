@@ -117,16 +117,10 @@ impl Ran {
 /// The program, untouched by the variables of whoever runs the tests.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pressmark"));
-    for name in [
-        "SERVER",
-        "ARCHIVE",
-        "CACHE_MIB",
-        "LISTEN",
-        "LOG",
-        "SEARCH",
-        "NEAR_COPIES",
-    ] {
-        command.env_remove(format!("PRESSMARK_{name}"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("PRESSMARK_") {
+            command.env_remove(name);
+        }
     }
     command
 }
@@ -587,4 +581,64 @@ fn shells_and_manuals_get_what_they_take() {
         import.contains("Examples:") && import.contains("rejects"),
         "{import}"
     );
+}
+
+#[test]
+fn a_file_of_configuration_gives_way_to_variables_and_flags() {
+    let bench = Scratch::new();
+    let file = bench.write(
+        "pressmark.toml",
+        "archive = \"memory:\"\ncache-mib = 8\n\n[serve]\nstreams-max = 5\nrequests-max = 6\n\
+         drain-seconds = 7\nsearch = \"off\"\n\n[list]\nlimit = 3\n",
+    );
+    let mut command = program();
+    command.args(["config", "--config", &file, "--drain-seconds", "9"]);
+    let ran = Ran::of(command.env("PRESSMARK_REQUESTS_MAX", "8")).exits(0);
+    for line in [
+        "archive = \"memory:\"  # file",
+        "cache-mib = 8  # file",
+        "streams-max = 5  # file",
+        "requests-max = 8  # PRESSMARK_REQUESTS_MAX",
+        "drain-seconds = 9  # flag",
+        "search = \"off\"  # file",
+        "connections-max = 4096  # default",
+        "# tokens is not set",
+    ] {
+        assert!(
+            ran.out.lines().any(|found| found == line),
+            "{line} is not in {}",
+            ran.out
+        );
+    }
+    // What it prints is such a file itself.
+    let printed = bench.write("printed.toml", &ran.out);
+    let again = Ran::of(program().args(["config", "--config", &printed])).exits(0);
+    assert!(
+        again.out.contains("requests-max = 8  # file"),
+        "{}",
+        again.out
+    );
+    // A flag for the server wins over the file's archive, and a variable does.
+    let mut command = program();
+    command.args(["config", "--config", &file]);
+    let ran = Ran::of(command.env("PRESSMARK_ARCHIVE", "elsewhere")).exits(0);
+    assert!(
+        ran.out
+            .contains("archive = \"elsewhere\"  # PRESSMARK_ARCHIVE"),
+        "{}",
+        ran.out
+    );
+    for (content, part) in [
+        ("chache-mib = 8\n", "chache-mib"),
+        ("[serv]\nlisten = \"a\"\n", "serv"),
+        ("[serve]\nlisten = \"a\"\n", "listen"),
+        ("[serve]\nlisten-on = \"a\"\n", "serve.listen-on"),
+        ("[serve]\nsearch = { on = true }\n", "serve.search"),
+        ("[serve\n", "config"),
+    ] {
+        let file = bench.write("wrong.toml", content);
+        let ran = Ran::of(program().args(["config", "--config", &file])).exits(2);
+        assert!(ran.err.contains(part), "{content}: {}", ran.err);
+    }
+    Ran::of(program().args(["config", "--config", &bench.text("none.toml")])).exits(2);
 }

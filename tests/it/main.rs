@@ -40,6 +40,8 @@ mod facts;
 mod faulty;
 // Bytes from strangers and bad disks, against every decoder.
 mod fuzz;
+// The limits of the service: what is refused, what is cut, and that everybody else is served.
+mod guard;
 // Data that earlier versions wrote.
 mod golden;
 // Files of other formats, from the command line: imports, exports and damage.
@@ -66,6 +68,8 @@ mod repair;
 mod rpc;
 // Full-text search, and what becomes of its index.
 mod search;
+// TLS, identities and roles.
+mod security;
 // Fixtures: servers in this process and beside it.
 mod server;
 // What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use pressmark::archive::{Archive, Guard, Limits};
 use pressmark::error::Error;
 use pressmark::rpc::proto::admin_service_client::AdminServiceClient;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
-use pressmark::rpc::{self, ServeOptions, Services, proto};
+use pressmark::rpc::{self, ServeOptions, ServiceLimits, Services, proto};
 use pressmark::search::{Place, Search, SearchGuard};
 use pressmark::store::{Locator, MemoryStore, StoreOptions};
 use tokio::net::TcpListener;
@@ -46,6 +46,19 @@ impl TestServer {
     }
 
     async fn serve(limits: Limits, is_searched: bool) -> Self {
+        Self::serve_with(limits, is_searched, ServeOptions::default()).await
+    }
+
+    /// With other limits of the service.
+    pub async fn start_limited(limits: ServiceLimits) -> Self {
+        let options = ServeOptions {
+            limits,
+            ..ServeOptions::default()
+        };
+        Self::serve_with(Limits::default(), false, options).await
+    }
+
+    async fn serve_with(limits: Limits, is_searched: bool, options: ServeOptions) -> Self {
         let store = Arc::new(MemoryStore::new());
         let (archive, guard) = Archive::open(store, limits).await.unwrap();
         let search = is_searched.then(|| Search::open(archive.clone(), Place::Memory).unwrap());
@@ -58,7 +71,6 @@ impl TestServer {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let options = ServeOptions::default();
         let serving = tokio::spawn(rpc::serve(services, listener, stopped, options));
         Self {
             archive,
@@ -141,6 +153,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_pressmark");
 /// `pressmark serve` in a process of its own. Dropping it kills it.
 pub struct ServerProcess {
     child: Child,
+    output: Option<BufReader<ChildStdout>>,
     /// Empty until it takes requests.
     pub address: String,
 }
@@ -187,16 +200,40 @@ impl ServerProcess {
             .unwrap_or_else(|error| panic!("{command:?} cannot be run: {error}"));
         Self {
             child,
+            output: None,
             address: String::new(),
         }
     }
 
+    /// Starts a server by a command line of its own.
+    pub fn of(mut command: Command) -> Self {
+        let child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let address = String::new();
+        let output = None;
+        Self {
+            child,
+            output,
+            address,
+        }
+        .ready()
+    }
+
+    /// What it logs.
+    pub fn take_stderr(&mut self) -> std::process::ChildStderr {
+        self.child.stderr.take().unwrap()
+    }
+
+    /// The next line that it prints.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.output.as_mut().unwrap().read_line(&mut line).unwrap();
+        line
+    }
+
     /// Waits until it takes requests.
     pub fn ready(mut self) -> Self {
-        let mut line = String::new();
-        BufReader::new(self.child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        self.output = self.child.stdout.take().map(BufReader::new);
+        let line = self.line();
         let (_, address) = line
             .trim()
             .rsplit_once(' ')

@@ -1,0 +1,272 @@
+//! The bodies of requests and answers on their way through the limits.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Frame, SizeHint};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::convert::status_of;
+use super::frames::{Frames, Prefix};
+use super::observe::Call;
+use crate::error::{Error, Reason};
+
+/// Messages of so many bytes need no room of their own: all requests that are let in may have one.
+const SMALL_MESSAGE_BYTES: u32 = 64 * 1024;
+
+/// The unit in which room is counted.
+pub(super) const ROOM_UNIT_BYTES: u32 = 1024;
+
+/// The room that the current message of a request takes, kept until its answer is sent.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Claim(Arc<Mutex<Option<OwnedSemaphorePermit>>>);
+
+impl Claim {
+    fn set(&self, permit: Option<OwnedSemaphorePermit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+}
+
+type Waiting = Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>;
+
+/// A request's body, whose messages wait until there is room for them.
+pub(super) struct RequestBody {
+    pub(super) inner: Body,
+    pub(super) frames: Frames,
+    pub(super) call: Arc<Call>,
+    /// Room for large messages, in units.
+    pub(super) room: Arc<Semaphore>,
+    /// Bytes of a message that is still taken; also what a compressed one is taken for.
+    pub(super) message_bytes_max: u32,
+    pub(super) claim: Claim,
+    /// The frame that waits for room.
+    pub(super) held: Option<(Frame<Bytes>, Waiting)>,
+    /// How long the client may send nothing.
+    pub(super) idle: Option<Idle>,
+}
+
+/// A timer that runs while a client keeps a stream waiting.
+pub(super) struct Idle {
+    timer: Pin<Box<Sleep>>,
+    limit: Duration,
+    is_running: bool,
+}
+
+impl Idle {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            timer: Box::pin(tokio::time::sleep(limit)),
+            limit,
+            is_running: false,
+        }
+    }
+
+    /// Ready if nothing came for too long.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if !std::mem::replace(&mut self.is_running, true) {
+            self.timer.as_mut().reset(Instant::now() + self.limit);
+        }
+        self.timer.as_mut().poll(context)
+    }
+}
+
+impl RequestBody {
+    /// The units that a message needs.
+    fn units(&self, prefix: Prefix) -> u32 {
+        let bytes = if prefix.is_compressed {
+            self.message_bytes_max
+        } else {
+            prefix.bytes.min(self.message_bytes_max)
+        };
+        if bytes <= SMALL_MESSAGE_BYTES {
+            return 0;
+        }
+        bytes.div_ceil(ROOM_UNIT_BYTES)
+    }
+
+    /// Whether a frame may pass, or has to wait.
+    fn admit(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        let Some(bytes) = frame.data_ref() else {
+            return Some(frame);
+        };
+        let mut begun = None;
+        let mut count = 0;
+        self.frames.feed(bytes, |prefix| {
+            begun = Some(prefix);
+            count += 1;
+        });
+        self.call.received(count);
+        let Some(prefix) = begun else {
+            return Some(frame);
+        };
+        // The message before it is complete, and is no longer this body's.
+        self.claim.set(None);
+        let units = self.units(prefix);
+        if units == 0 {
+            return Some(frame);
+        }
+        let room = Arc::clone(&self.room);
+        let waiting = async move { room.acquire_many_owned(units).await.ok() };
+        self.held = Some((frame, Box::pin(waiting)));
+        None
+    }
+}
+
+impl http_body::Body for RequestBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some((_, waiting)) = &mut this.held {
+                let permit = ready!(waiting.as_mut().poll(context));
+                this.claim.set(permit);
+                let held = this.held.take();
+                return Poll::Ready(held.map(|(frame, _)| Ok(frame)));
+            }
+            match Pin::new(&mut this.inner).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Some(idle) = &mut this.idle {
+                        idle.is_running = false;
+                    }
+                    if let Some(frame) = this.admit(frame) {
+                        return Poll::Ready(Some(Ok(frame)));
+                    }
+                }
+                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Pending => {
+                    let Some(idle) = &mut this.idle else {
+                        return Poll::Pending;
+                    };
+                    ready!(idle.poll(context));
+                    let what = format!("the client sent nothing for {:?}", idle.limit);
+                    let error = Error::new(Reason::StreamIdle, what);
+                    return Poll::Ready(Some(Err(status_of(&error))));
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// Since when a client has not taken what a stream has for it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Milliseconds after the start of the server, plus one; 0 while the stream has nothing to take.
+    since: AtomicU64,
+}
+
+impl Progress {
+    /// Whether a client has been behind for so long.
+    pub(super) fn is_stalled(&self, now_ms: u64, limit: Duration) -> bool {
+        let since = self.since.load(Ordering::Relaxed);
+        let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        since != 0 && now_ms.saturating_sub(since - 1) > limit
+    }
+
+    fn set(&self, since: u64) {
+        self.since.store(since, Ordering::Relaxed);
+    }
+}
+
+/// An answer's body: counts what is sent, and ends at the deadline. All that a request holds is let
+/// go with it.
+pub(super) struct AnswerBody {
+    pub(super) inner: Body,
+    pub(super) frames: Frames,
+    pub(super) call: Arc<Call>,
+    pub(super) deadline: Option<Pin<Box<Sleep>>>,
+    pub(super) progress: Option<Arc<Progress>>,
+    /// When the server started, from which progress is counted.
+    pub(super) origin: Instant,
+    /// Set when the body has said its last.
+    pub(super) is_over: bool,
+    /// The places that the request takes.
+    pub(super) _held: (Option<OwnedSemaphorePermit>, Claim),
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = tonic::Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        if this.is_over {
+            return Poll::Ready(None);
+        }
+        if let Some(progress) = &this.progress {
+            progress.set(0);
+        }
+        if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(context).is_ready()
+        {
+            this.is_over = true;
+            // What is still being read for it is read for nobody.
+            this.inner = Body::empty();
+            let status = deadline_exceeded();
+            this.call.ended(status.code());
+            let mut trailers = HeaderMap::new();
+            return Poll::Ready(Some(match status.add_header(&mut trailers) {
+                Ok(()) => Ok(Frame::trailers(trailers)),
+                Err(status) => Err(status),
+            }));
+        }
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(bytes) = frame.data_ref() {
+                    let mut count = 0;
+                    this.frames.feed(bytes, |_| count += 1);
+                    this.call.sent(count);
+                    if let Some(progress) = &this.progress {
+                        let now = this.origin.elapsed().as_millis();
+                        progress.set(u64::try_from(now).unwrap_or(u64::MAX).saturating_add(1));
+                    }
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    let status = Status::from_header_map(trailers);
+                    this.call
+                        .ended(status.map_or(Code::Unknown, |status| status.code()));
+                }
+            }
+            Some(Err(status)) => this.call.ended(status.code()),
+            None => this.is_over = true,
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over || self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// What is answered when a request took too long.
+pub(super) fn deadline_exceeded() -> Status {
+    let what = "the time for this request is over; a write may have been done";
+    status_of(&Error::new(Reason::DeadlineExceeded, what))
+}

@@ -1,0 +1,486 @@
+//! What every request passes before it is served: who asks, whether it may, and the limits.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::Service;
+use tracing::Instrument;
+
+use super::auth::{Credentials, Identity};
+use super::body::deadline_exceeded;
+use super::body::{AnswerBody, Claim, Idle, Progress, ROOM_UNIT_BYTES, RequestBody};
+use super::convert::status_of;
+use super::frames::Frames;
+use super::limits::ServiceLimits;
+use super::methods::{Method, Shape};
+use super::observe::{Call, RequestMetrics};
+use crate::archive;
+use crate::error::{Error, Reason, Result};
+
+/// The header that names a request, in both directions.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Bytes of such a name.
+const REQUEST_ID_BYTES_MAX: usize = 64;
+
+/// Keys of the rate limiter above which those that are at rest are forgotten.
+const RATE_KEYS_MAX: usize = 10_000;
+
+/// Who sent a request, and its name: for the lines that tell who wrote what.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) identity: Option<Arc<Identity>>,
+    pub(super) request_id: Arc<str>,
+}
+
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) limits: ServiceLimits,
+    message_bytes_max: u32,
+    article_message_bytes_max: u32,
+    access: Option<watch::Receiver<Arc<Credentials>>>,
+    rate: Option<DefaultKeyedRateLimiter<String>>,
+    requests: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    pub(super) metrics: RequestMetrics,
+    pub(super) origin: Instant,
+}
+
+impl Shared {
+    pub(super) fn new(
+        limits: ServiceLimits,
+        archive: &archive::Limits,
+        access: Option<watch::Receiver<Arc<Credentials>>>,
+        metrics: RequestMetrics,
+    ) -> Self {
+        let permits = |count: u32| {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
+        };
+        let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let article_message_bytes_max = narrow(archive.article_message_bytes_max);
+        // A message that fits its own limit has to fit this one.
+        let room = limits
+            .request_bytes_in_flight_max
+            .max(article_message_bytes_max);
+        Self {
+            limits,
+            message_bytes_max: narrow(archive.message_bytes_max),
+            article_message_bytes_max,
+            access,
+            rate: NonZeroU32::new(limits.requests_per_second_max)
+                .map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+            requests: permits(limits.requests_max),
+            streams: permits(limits.streams_max),
+            room: permits(room.div_ceil(ROOM_UNIT_BYTES)),
+            metrics,
+            origin: Instant::now(),
+        }
+    }
+
+    /// Milliseconds since the start.
+    pub(super) fn now_ms(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One connection.
+#[derive(Debug, Default)]
+pub(super) struct Connection {
+    pub(super) peer: Option<SocketAddr>,
+    /// The subject of the client's certificate.
+    pub(super) subject: Option<String>,
+    streams: Mutex<Vec<Weak<Progress>>>,
+}
+
+impl Connection {
+    pub(super) fn new(peer: Option<SocketAddr>, subject: Option<String>) -> Self {
+        Self {
+            peer,
+            subject,
+            streams: Mutex::default(),
+        }
+    }
+
+    /// Whether the client does not take what one of its streams has for it.
+    pub(super) fn is_stalled(&self, shared: &Shared) -> bool {
+        let limit = shared.limits.stream_idle_max;
+        if limit.is_zero() {
+            return false;
+        }
+        let now = shared.now_ms();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|stream| stream.strong_count() > 0);
+        let mut open = streams.iter().filter_map(Weak::upgrade);
+        open.any(|stream| stream.is_stalled(now, limit))
+    }
+
+    fn follow(&self, progress: &Arc<Progress>) {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.push(Arc::downgrade(progress));
+    }
+}
+
+/// The services of one connection, behind their limits.
+#[derive(Clone)]
+pub(super) struct Gate {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) routes: Routes,
+}
+
+/// What a request was let in with.
+struct Admission {
+    identity: Option<Arc<Identity>>,
+    permit: Option<OwnedSemaphorePermit>,
+    deadline: Option<Instant>,
+}
+
+impl Service<Request<Body>> for Gate {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let gate = self.clone();
+        let method = Method::of_path(request.uri().path());
+        let id = request_id(request.headers());
+        let span = tracing::info_span!(
+            "request",
+            otel.name = method.name,
+            method = method.name,
+            id = &*id,
+            identity = tracing::field::Empty
+        );
+        Box::pin(async move { Ok(gate.answer(method, id, request).await) }.instrument(span))
+    }
+}
+
+impl Gate {
+    async fn answer(
+        mut self,
+        method: &'static Method,
+        id: Arc<str>,
+        mut request: Request<Body>,
+    ) -> Response<Body> {
+        let call = Arc::new(Call::begin(&self.shared.metrics, method));
+        let admitted = self.admit(method, request.headers());
+        let mut response = match admitted {
+            Err(error) => {
+                let status = status_of(&error);
+                call.ended(status.code());
+                status.into_http()
+            }
+            Ok(Admission {
+                identity,
+                permit,
+                deadline,
+            }) => {
+                if let Some(identity) = &identity {
+                    tracing::Span::current().record("identity", identity.name.as_str());
+                }
+                let request_id = Arc::clone(&id);
+                request.extensions_mut().insert(Caller {
+                    identity,
+                    request_id,
+                });
+                let claim = Claim::default();
+                let request = request.map(|body| self.request_body(body, method, &call, &claim));
+                let served = self.routes.call(request);
+                let response = match deadline {
+                    None => served.await,
+                    Some(deadline) => tokio::time::timeout_at(deadline, served)
+                        .await
+                        .unwrap_or_else(|_| Ok(deadline_exceeded().into_http())),
+                };
+                let response = response.unwrap_or_else(|never| match never {});
+                self.answered(response, method, call, deadline, (permit, claim))
+            }
+        };
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        response
+    }
+
+    fn request_body(&self, inner: Body, method: &Method, call: &Arc<Call>, claim: &Claim) -> Body {
+        let shared = &self.shared;
+        let idle = shared.limits.stream_idle_max;
+        let waits = method.shape == Shape::BidiStream && !idle.is_zero();
+        Body::new(RequestBody {
+            inner,
+            frames: Frames::default(),
+            call: Arc::clone(call),
+            room: Arc::clone(&shared.room),
+            message_bytes_max: if method.takes_articles {
+                shared.article_message_bytes_max
+            } else {
+                shared.message_bytes_max
+            },
+            claim: claim.clone(),
+            held: None,
+            idle: waits.then(|| Idle::new(idle)),
+        })
+    }
+
+    fn answered(
+        &self,
+        response: Response<Body>,
+        method: &Method,
+        call: Arc<Call>,
+        deadline: Option<Instant>,
+        held: (Option<OwnedSemaphorePermit>, Claim),
+    ) -> Response<Body> {
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            call.ended(status.code());
+        } else if !response.status().is_success() {
+            call.ended(Code::Unknown);
+        }
+        let progress = (method.shape != Shape::Unary).then(|| {
+            let progress = Arc::default();
+            self.connection.follow(&progress);
+            progress
+        });
+        let origin = self.shared.origin;
+        response.map(|inner| {
+            Body::new(AnswerBody {
+                inner,
+                frames: Frames::default(),
+                call,
+                deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
+                progress,
+                origin,
+                is_over: false,
+                _held: held,
+            })
+        })
+    }
+
+    /// Lets a request in, or says why not.
+    fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
+        let identity = self.identity(method, headers)?;
+        let asked = timeout_of(headers)?;
+        if method.role.is_some() {
+            self.check_rate(identity.as_deref())?;
+        }
+        let shared = &self.shared;
+        let permit = match (method.shape, method.role) {
+            // Whoever asks whether the server lives gets an answer however much it has to do.
+            (Shape::Unary, None) => None,
+            (Shape::Unary, Some(_)) => Some(place(
+                &shared.requests,
+                "requests",
+                shared.limits.requests_max,
+            )?),
+            (Shape::ServerStream | Shape::BidiStream, _) => Some(place(
+                &shared.streams,
+                "streams",
+                shared.limits.streams_max,
+            )?),
+        };
+        let most = (method.shape == Shape::Unary).then_some(shared.limits.request_deadline);
+        let timeout = match (asked, most) {
+            (Some(asked), Some(most)) => Some(asked.min(most)),
+            (asked, most) => asked.or(most),
+        };
+        Ok(Admission {
+            identity,
+            permit,
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        })
+    }
+
+    /// Finds out who asks, and whether he may.
+    fn identity(&self, method: &Method, headers: &HeaderMap) -> Result<Option<Arc<Identity>>> {
+        let (Some(access), Some(role)) = (&self.shared.access, method.role) else {
+            return Ok(None);
+        };
+        let known = Arc::clone(&access.borrow());
+        let identity = match (bearer(headers)?, &self.connection.subject) {
+            (Some(token), _) => known.of_token(token).ok_or_else(|| {
+                let what = "the token in the header `authorization` is not known, or was revoked";
+                Error::new(Reason::CredentialsUnknown, what)
+            }),
+            (None, Some(subject)) => known.of_subject(subject).ok_or_else(|| {
+                let what = format!("no identity has a certificate with the subject {subject:?}");
+                Error::new(Reason::CredentialsUnknown, what)
+            }),
+            (None, None) => {
+                let what = "this server wants to know who asks; send the header \
+                            `authorization: Bearer TOKEN`, or a certificate";
+                Err(Error::new(Reason::CredentialsMissing, what))
+            }
+        }?;
+        if identity.role < role {
+            let what = format!(
+                "{} is for the role {role}, and {:?} has the role {}",
+                method.name, identity.name, identity.role
+            );
+            return Err(Error::new(Reason::RoleInsufficient, what));
+        }
+        Ok(Some(identity))
+    }
+
+    fn check_rate(&self, identity: Option<&Identity>) -> Result<()> {
+        let Some(rate) = &self.shared.rate else {
+            return Ok(());
+        };
+        let key = match (identity, self.connection.peer) {
+            (Some(identity), _) => identity.name.clone(),
+            (None, Some(peer)) => address(peer.ip()),
+            (None, None) => String::new(),
+        };
+        if rate.len() > RATE_KEYS_MAX {
+            rate.retain_recent();
+        }
+        rate.check_key(&key).map_err(|early| {
+            let wait = early.wait_time_from(DefaultClock::default().now());
+            let what = format!(
+                "{key:?} sends more than {} requests in a second; wait {wait:?}",
+                self.shared.limits.requests_per_second_max
+            );
+            Error::new(Reason::RateExceeded, what)
+        })
+    }
+}
+
+/// Who has a part of the IPv6 address space has 2^64 addresses of it.
+fn address(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            format!("{a:x}:{b:x}:{c:x}:{d:x}::/64")
+        }
+    }
+}
+
+fn place(places: &Arc<Semaphore>, what: &str, most: u32) -> Result<OwnedSemaphorePermit> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| {
+        let what = format!("the server has {most} {what} open, which is as many as it takes");
+        Error::new(Reason::TooManyRequests, what)
+    })
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
+    let Some(value) = headers.get(http::header::AUTHORIZATION) else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let token = text.split_once(' ').and_then(|(scheme, token)| {
+        scheme
+            .eq_ignore_ascii_case("bearer")
+            .then_some(token.trim_start())
+    });
+    token.map(Some).ok_or_else(|| {
+        let what = "the header `authorization` is not `Bearer TOKEN`";
+        Error::new(Reason::CredentialsUnknown, what)
+    })
+}
+
+/// The time that a client gives a request: up to eight digits and a unit.
+fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>> {
+    let Some(value) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let text = value.to_str().unwrap_or_default();
+    let parsed = text.len().checked_sub(1).and_then(|end| {
+        let (digits, unit) = text.split_at_checked(end)?;
+        if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return None;
+        }
+        let count: u64 = digits.parse().ok()?;
+        Some(match unit {
+            "H" => Duration::from_secs(count * 3600),
+            "M" => Duration::from_secs(count * 60),
+            "S" => Duration::from_secs(count),
+            "m" => Duration::from_millis(count),
+            "u" => Duration::from_micros(count),
+            "n" => Duration::from_nanos(count),
+            _ => return None,
+        })
+    });
+    parsed.map(Some).ok_or_else(|| {
+        let what = format!("{text:?} is not up to eight digits and one of H, M, S, m, u, n");
+        Error::field(Reason::ArgumentInvalid, "grpc-timeout", what)
+    })
+}
+
+/// The name that a client gave a request, if it is one, or a new one.
+fn request_id(headers: &HeaderMap) -> Arc<str> {
+    let given = headers
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok());
+    let is_name = |id: &&str| {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(is_plain)
+    };
+    if let Some(id) = given.filter(is_name) {
+        return id.into();
+    }
+    let number = getrandom::u64().unwrap_or_default();
+    format!("{number:016x}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &'static str, value: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(name, value.parse().unwrap());
+        headers
+    }
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_says() {
+        let read = |text| timeout_of(&header("grpc-timeout", text));
+        assert_eq!(read("5S").unwrap(), Some(Duration::from_secs(5)));
+        assert_eq!(
+            read("99999999H").unwrap(),
+            Some(Duration::from_secs(359_999_996_400))
+        );
+        assert_eq!(read("1m").unwrap(), Some(Duration::from_millis(1)));
+        assert_eq!(timeout_of(&HeaderMap::new()).unwrap(), None);
+        for text in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "é"] {
+            assert!(read(text).is_err() || text == "S", "{text}");
+        }
+    }
+
+    #[test]
+    fn a_request_has_a_name() {
+        assert_eq!(&*request_id(&header(REQUEST_ID, "a-1")), "a-1");
+        for strange in ["", "a b", &"a".repeat(65)] {
+            assert_eq!(request_id(&header(REQUEST_ID, strange)).len(), 16);
+        }
+        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn a_header_without_a_token_is_no_anonymous_call() {
+        let read =
+            |text: &str| bearer(&header("authorization", text)).map(|t| t.map(str::to_owned));
+        assert_eq!(read("Bearer x").unwrap().as_deref(), Some("x"));
+        assert_eq!(read("bearer  x").unwrap().as_deref(), Some("x"));
+        assert!(read("Basic x").is_err());
+        assert!(read("x").is_err());
+    }
+}
