@@ -197,7 +197,7 @@ type CommandResult = Result<Outcome, Failure>;
 /// found or refused, 2 failed.
 #[must_use]
 pub fn main() -> ExitCode {
-    let (cli, command, matches, file) = match parse() {
+    let (cli, matches, file) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => return fail(&error),
     };
@@ -219,7 +219,7 @@ pub fn main() -> ExitCode {
     };
     let mut out = io::BufWriter::new(io::stdout());
     let result = if matches!(cli.command, Command::Config(_)) {
-        config::print(&command, &matches, &file, &mut out)
+        config::print(&Cli::command(), &matches, &file, &mut out)
     } else {
         runtime.block_on(run(cli, &mut out))
     };
@@ -236,13 +236,13 @@ pub fn main() -> ExitCode {
 
 /// Reads the configuration file and then the arguments, for which it has the defaults. A mistake in
 /// the arguments ends the process, as the library for them does it.
-fn parse() -> Result<(Cli, clap::Command, ArgMatches, config::File)> {
+fn parse() -> Result<(Cli, ArgMatches, config::File)> {
     let path = config::path(std::env::args_os().skip(1));
     let (mut command, file) = config::apply(path.as_deref(), Cli::command())?;
     let matches = command.get_matches_mut();
     let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     cli.shared.in_file = file.places.clone();
-    Ok((cli, command, matches, file))
+    Ok((cli, matches, file))
 }
 
 /// Makes one line of the log of a panic. Those that are caught and answered are told by their answers.

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use listenfd::ListenFd;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -114,12 +116,10 @@ pub(super) async fn run(
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
     let _size_signal = signal(SignalKind::from_raw(SIZE_SIGNAL)).map_err(no_signals)?;
-    let grpc = listen("listen", args.listen).await?;
+    let Listeners { grpc, http } = listeners(&args).await?;
     let address = grpc.local_addr()?;
-    let http = match args.http_listen {
-        Some(address) => Some(listen("http-listen", address).await?),
-        None => None,
-    };
+    // Sockets that systemd opened may be elsewhere than the flag says.
+    args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
     let store = store::open(&locator, shared.store_options()).await?;
     raise_file_limit();
@@ -155,6 +155,7 @@ pub(super) async fn run(
     }
     out.flush()?;
     let listeners = Listeners { grpc, http };
+    tell_systemd(NotifyState::Ready);
     let options = ServeOptions {
         drain: Duration::from_secs(args.drain_seconds.into()),
         limits: args.limits.service(),
@@ -171,6 +172,7 @@ pub(super) async fn run(
     let loading = tokio::spawn(load_digests(archive.clone()));
     let services = Services { archive, search };
     let served = rpc::serve(services, listeners, stop, options).await;
+    tell_systemd(NotifyState::Stopping);
     loading.abort();
     if let Some(scrub) = scrub {
         // It only reads, and begins anew at the next start.
@@ -192,6 +194,48 @@ pub(super) async fn run(
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)
+}
+
+/// The sockets that systemd opened, the first for gRPC and the second for HTTP, or else those that
+/// the flags name.
+async fn listeners(args: &Args) -> Result<Listeners> {
+    let mut inherited = ListenFd::from_env();
+    let grpc = take(&mut inherited, 0)?;
+    let http = take(&mut inherited, 1)?;
+    let grpc = match grpc {
+        Some(socket) => socket,
+        None => listen("listen", args.listen).await?,
+    };
+    let http = match (http, args.http_listen) {
+        (None, Some(address)) => Some(listen("http-listen", address).await?),
+        (socket, _) => socket,
+    };
+    Ok(Listeners { grpc, http })
+}
+
+/// A socket that was handed over, if there are so many.
+fn take(inherited: &mut ListenFd, number: usize) -> Result<Option<TcpListener>> {
+    if number >= inherited.len() {
+        return Ok(None);
+    }
+    let taken = inherited.take_tcp_listener(number).and_then(|socket| {
+        let listener = socket.map(|socket| {
+            socket.set_nonblocking(true)?;
+            TcpListener::from_std(socket)
+        });
+        listener.transpose()
+    });
+    taken.map_err(|error| {
+        let what = format!("socket {number} that was handed over does not listen for TCP");
+        Error::new(Reason::FileFailed, what).with_source(error)
+    })
+}
+
+/// Tells systemd, if it asked for it.
+fn tell_systemd(state: NotifyState<'_>) {
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::warn!(%error, "systemd cannot be told how the server is");
+    }
 }
 
 async fn listen(field: &str, address: SocketAddr) -> Result<TcpListener> {

@@ -90,14 +90,15 @@ pub(super) fn run(args: &Args, json: bool, out: &mut (dyn Write + Send)) -> Comm
                     json_line(out, &listed)?;
                     continue;
                 }
-                let subject = listed.subject.unwrap_or_default();
+                let subject = listed.subject.map(|subject| format!("  {subject}"));
                 writeln!(
                     out,
-                    "{:<6}  {:<11}  {}  {}  {subject}",
+                    "{:<6}  {:<11}  {}  {}{}",
                     listed.role.to_string(),
                     listed.kind,
                     listed.created_at,
-                    listed.name
+                    listed.name,
+                    subject.unwrap_or_default()
                 )?;
             }
         }

@@ -122,3 +122,108 @@ async fn a_backup_of_format_1_restores() -> TestResult {
     drop(archive);
     Ok(guard.close().await?)
 }
+
+/// Where the API stands as it was released, an element a line.
+const API: &str = "tests/data/api-v1.txt";
+
+/// Every element of the API that a client or a stored message relies on.
+fn api() -> std::collections::BTreeSet<String> {
+    use prost::Message;
+    use prost_types::{DescriptorProto, EnumDescriptorProto};
+
+    fn add_enum(lines: &mut Vec<String>, scope: &str, kind: &EnumDescriptorProto) {
+        for value in &kind.value {
+            lines.push(format!(
+                "enum {scope}{} {} = {}",
+                kind.name(),
+                value.name(),
+                value.number()
+            ));
+        }
+    }
+
+    fn add_message(lines: &mut Vec<String>, scope: &str, message: &DescriptorProto) {
+        let name = format!("{scope}{}", message.name());
+        lines.push(format!("message {name}"));
+        for field in &message.field {
+            let kind = match field.type_name() {
+                "" => field.r#type().as_str_name(),
+                named => named,
+            };
+            let oneof = match (field.oneof_index, field.proto3_optional()) {
+                (Some(_), true) => " optional",
+                (Some(_), false) => " oneof",
+                (None, _) => "",
+            };
+            lines.push(format!(
+                "field {name}.{} = {} {kind} {}{oneof}",
+                field.name(),
+                field.number(),
+                field.label().as_str_name()
+            ));
+        }
+        for kind in &message.enum_type {
+            add_enum(lines, &format!("{name}."), kind);
+        }
+        for nested in &message.nested_type {
+            add_message(lines, &format!("{name}."), nested);
+        }
+    }
+
+    let files = prost_types::FileDescriptorSet::decode(pressmark::rpc::DESCRIPTORS).unwrap();
+    let mut lines = Vec::new();
+    for file in files
+        .file
+        .iter()
+        .filter(|file| file.package() == "pressmark.v1")
+    {
+        for message in &file.message_type {
+            add_message(&mut lines, "", message);
+        }
+        for kind in &file.enum_type {
+            add_enum(&mut lines, "", kind);
+        }
+        for service in &file.service {
+            for method in &service.method {
+                lines.push(format!(
+                    "rpc {}.{} {}{} -> {}{}",
+                    service.name(),
+                    method.name(),
+                    if method.client_streaming() {
+                        "stream "
+                    } else {
+                        ""
+                    },
+                    method.input_type(),
+                    if method.server_streaming() {
+                        "stream "
+                    } else {
+                        ""
+                    },
+                    method.output_type()
+                ));
+            }
+        }
+    }
+    lines.into_iter().collect()
+}
+
+#[test]
+fn the_api_breaks_no_client() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(API);
+    let now = api();
+    let released = std::fs::read_to_string(&path).unwrap();
+    let released: std::collections::BTreeSet<String> =
+        released.lines().map(str::to_owned).collect();
+    let broken: Vec<_> = released.difference(&now).collect();
+    assert!(
+        broken.is_empty(),
+        "clients rely on these, which are gone: {broken:#?}"
+    );
+    let new: Vec<_> = now.difference(&released).collect();
+    assert!(
+        new.is_empty(),
+        "add these to {API}, after which they stay: {new:#?}"
+    );
+    assert!(now.len() > 250, "{}", now.len());
+}

@@ -165,7 +165,7 @@ async fn half_a_put(address: &str) -> (String, String) {
         .body(())
         .unwrap();
     let (response, mut body) = client.send_request(request, false).unwrap();
-    // It claims 4 GiB less a byte, which is more than any limit, or what fits and never comes.
+    // It claims a message that never comes.
     let prefix = [0, 0, 0, 255, 255];
     body.send_data(bytes::Bytes::copy_from_slice(&prefix), false)
         .unwrap();
@@ -415,7 +415,7 @@ async fn headers_above_the_limit_are_refused() {
     server.finish().await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_are_told_and_health_and_figures_are_on_the_second_port() {
     let folder = tempfile::TempDir::new().unwrap();
     let archive = folder.path().join("archive");
@@ -495,4 +495,58 @@ async fn get(address: &str, path: &str) -> String {
     let mut answer = String::new();
     within(socket.read_to_string(&mut answer)).await.unwrap();
     answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn systemd_is_told_when_the_server_serves_and_stops() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let archive = folder.path().join("archive");
+    let socket = folder.path().join("notify");
+    let news = tokio::net::UnixDatagram::bind(&socket).unwrap();
+    let mut command = crate::cli::program();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--archive"]);
+    command.arg(&archive).env("NOTIFY_SOCKET", &socket);
+    let server = ServerProcess::of(command);
+    let mut bytes = [0; 256];
+    let length = within(news.recv(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"READY=1\n");
+    assert!(server.terminate());
+    let length = within(news.recv(&mut bytes)).await.unwrap();
+    assert_eq!(&bytes[..length], b"STOPPING=1\n");
+    check_folder(&archive, async |_| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs python3, which hands a socket over as systemd does"]
+async fn sockets_that_systemd_opened_are_served() {
+    let python = std::env::var("PRESSMARK_TEST_PYTHON").expect("PRESSMARK_TEST_PYTHON names it");
+    let folder = tempfile::TempDir::new().unwrap();
+    let archive = folder.path().join("archive");
+    let script = "import os, socket, sys\n\
+        sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]\n\
+        held = [os.dup(s.fileno()) for s in sockets]\n\
+        [os.dup2(h, 20 + n) for n, h in enumerate(held)]\n\
+        [os.dup2(20 + n, 3 + n) for n in range(2)]\n\
+        os.environ.update(LISTEN_FDS='2', LISTEN_PID=str(os.getpid()))\n\
+        os.execv(sys.argv[1], sys.argv[1:])";
+    let mut command = std::process::Command::new(python);
+    command.args(["-c", script, env!("CARGO_BIN_EXE_pressmark"), "serve"]);
+    command
+        .args(["--listen", "127.0.0.1:1", "--archive"])
+        .arg(&archive);
+    let mut server = ServerProcess::of(command);
+    let figures = server.line();
+    let (_, url) = figures.trim().rsplit_once(' ').unwrap();
+    let http = url
+        .trim_start_matches("http://")
+        .trim_end_matches("/metrics");
+    assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
+    let mut articles = crate::server::articles(&server.address).await;
+    articles
+        .count_articles(proto::CountArticlesRequest::default())
+        .await
+        .unwrap();
+    drop(articles);
+    assert!(server.terminate());
+    check_folder(&archive, async |_| ()).await;
 }
