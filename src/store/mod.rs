@@ -4,12 +4,13 @@
 //! engine must do beyond what its library does is told at the top of its file.
 
 mod folder;
+mod frames;
 mod memory;
 mod order;
+mod overlay;
 mod reads;
 mod room;
 mod sled;
-mod values;
 mod watermark;
 
 use std::fmt;
@@ -92,6 +93,20 @@ pub enum Change {
     Put(Vec<u8>, Vec<u8>),
     /// Removes a row, if it is there.
     Remove(Vec<u8>),
+}
+
+impl Change {
+    /// Bytes of the key, and of the value if there is one.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Put(key, value) => key.len() + value.len(),
+            Self::Remove(key) => key.len(),
+        }
+    }
+
+    fn is_removal(&self) -> bool {
+        matches!(self, Self::Remove(_))
+    }
 }
 
 /// Changes that are made together or not at all. Of two changes of one key the later one holds.

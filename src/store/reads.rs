@@ -1,13 +1,12 @@
 //! Where the reads of an engine run.
 //!
 //! A read that finds its rows in memory takes a few microseconds, less than it takes to hand it to
-//! another thread and back. A read that waits for the disk, or for a batch that is being applied,
-//! would hold up every task of the thread that it runs on. Nobody can tell beforehand which one it
-//! will be, so a small read runs where it is asked for as long as such reads are fast, and after a
-//! slow one the next ones run on threads that may wait.
+//! another thread and back. A read that waits for the disk would hold up every task of the thread that
+//! it runs on. Nobody can tell beforehand which one it will be, so a small read runs where it is asked
+//! for as long as such reads are fast, and after a slow one the next ones run on threads that may wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -34,8 +33,6 @@ const THREADS_MAX: usize = 16;
 pub(super) struct Reads {
     /// Small reads still to be run on other threads.
     after_slow: AtomicU32,
-    /// Whether a batch is being applied, for which reads wait.
-    applying: AtomicBool,
     threads: Arc<Semaphore>,
 }
 
@@ -43,21 +40,12 @@ impl Default for Reads {
     fn default() -> Self {
         Self {
             after_slow: AtomicU32::new(0),
-            applying: AtomicBool::new(false),
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
         }
     }
 }
 
 impl Reads {
-    /// Applies a batch; reads that begin meanwhile run on other threads.
-    pub(super) fn applying<T>(&self, apply: impl FnOnce() -> T) -> T {
-        self.applying.store(true, Ordering::Relaxed);
-        let result = apply();
-        self.applying.store(false, Ordering::Relaxed);
-        result
-    }
-
     /// Runs a read of at most so many rows. One that panics has failed.
     pub(super) async fn run<T: Send + 'static>(
         &self,
@@ -88,8 +76,7 @@ impl Reads {
     fn are_fast(&self) -> bool {
         let one_less = |reads: u32| reads.checked_sub(1);
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
-        !self.applying.load(Ordering::Relaxed)
-            && self.after_slow.fetch_update(set, fetch, one_less).is_err()
+        self.after_slow.fetch_update(set, fetch, one_less).is_err()
     }
 }
 
@@ -129,15 +116,6 @@ mod tests {
         for _ in 0..READS_AFTER_SLOW {
             assert_ne!(thread_of(&reads, 1).await, here);
         }
-        assert_eq!(thread_of(&reads, 1).await, here);
-    }
-
-    #[tokio::test]
-    async fn no_read_waits_on_its_task_for_a_batch() {
-        let reads = Reads::default();
-        let here = thread::current().id();
-        let during = reads.applying(|| !reads.are_fast());
-        assert!(during);
         assert_eq!(thread_of(&reads, 1).await, here);
     }
 

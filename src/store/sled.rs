@@ -12,16 +12,23 @@
 //! - Damaged files can make open panic. The panic is caught and answered with what to do.
 //! - Damage in what was written since the last open is taken for the end of the log, and synced
 //!   batches are forgotten without a word. Batches are counted, and a count beside the database
-//!   tells (see `watermark.rs`).
+//!   tells which (see `watermark.rs`).
 //! - A descending iterator looks for the leaf before the one that begins at `X c` by the key
 //!   `X c-1 ff ff ff ff`, and panics if that leaf begins behind it, as times just before 1970 do.
 //!   Keys are stored with a zero byte behind every `ff`, so that none has two of them in a row.
-//! - It writes every value several times. Values of some length go to a file of our own (see
-//!   `values.rs`); only archives begun before there was that file have all values in sled.
-//! - Readers wait while a batch is applied, and `flush_async` can starve its own threads: one
-//!   thread of ours applies and syncs all batches.
+//! - A commit of a hundred articles is hundreds of rows all over its tree. And as it never syncs, it
+//!   moves pages and gives their old room away before the new ones are safe, so that a power cut may take
+//!   what was synced before. So a batch is durable once it is in a file of our own, from which sled is
+//!   told again whatever it does not know (see `frames.rs` and `sled/recovery.rs`). Readers find it in
+//!   memory (see `overlay.rs`), and sled is given thousands of articles at a time (see
+//!   `sled/writer.rs`).
+//! - It writes every value several times. So the longer ones stay in that file alone; only archives
+//!   begun before there was it have all values in sled.
+//! - Readers wait while one of its batches is applied, and `flush_async` can starve its own threads:
+//!   one thread of ours inserts row by row and flushes.
 
 mod handle;
+mod recovery;
 mod writer;
 
 use std::fs::{self, File, OpenOptions};
@@ -37,14 +44,13 @@ use bytes::Bytes;
 use sled::Db;
 use tokio::sync::{mpsc, oneshot};
 
-use self::handle::Handle;
-use self::writer::{Files, Progress, Write};
+use self::handle::{Handle, Layout};
+use self::writer::{Shared, Write};
 use super::folder::{
     lock, remove_unfinished_snapshots, sync_folder, wait_for_release, warn_of_blobs,
 };
+use super::frames::{Frames, VALUE_BYTES_MIN};
 use super::reads::Reads;
-use super::values::{VALUE_BYTES_MIN, Values};
-use super::watermark::Watermark;
 use super::{
     Batch, Change, Chunk, Durability, Poison, Scan, Store, StoreOptions, StoreStats, closed,
 };
@@ -74,9 +80,11 @@ const FLUSH_EVERY_MS: u64 = 500;
 const WRITE_QUEUE_BATCHES: usize = 4;
 
 const DATA_FILE: &str = "db";
+/// The frames, which the values are in.
 const VALUES_FILE: &str = "values";
+/// The frames of an archive that has all values in sled.
+const INLINE_FILE: &str = "frames";
 const BLOB_FOLDER: &str = "blobs";
-const WATERMARK_FILE: &str = "SYNCED";
 
 /// An archive in a folder.
 #[derive(Debug)]
@@ -87,7 +95,7 @@ pub struct SledStore {
     db: RwLock<Option<Handle>>,
     writer: Mutex<Option<Writer>>,
     poison: Arc<Poison>,
-    reads: Arc<Reads>,
+    reads: Reads,
 }
 
 #[derive(Debug)]
@@ -116,8 +124,12 @@ impl SledStore {
         fs::create_dir_all(folder).map_err(|error| failed("create", error))?;
         let lock = lock(folder)?;
         remove_unfinished_snapshots(folder).map_err(|error| failed("clean up", error))?;
-        let (values, segment_bytes) =
-            open_values(folder).map_err(|error| failed("open the file of values of", error))?;
+        let (frames, layout) =
+            open_frames(folder).map_err(|error| failed("open the frames of", error))?;
+        let segment_bytes = match layout {
+            Layout::Placed => SEGMENT_BYTES,
+            Layout::Inline => SEGMENT_BYTES_OF_VALUES,
+        };
         let db = open_guarded(folder, options, segment_bytes)?;
         let data = OpenOptions::new()
             .write(true)
@@ -126,53 +138,25 @@ impl SledStore {
         sync_folder(folder).map_err(|error| failed("sync", error))?;
         warn_of_blobs(&folder.join(BLOB_FOLDER));
 
-        let Progress { count, end } = Progress::of(&db)?;
-        let (watermark, synced) = Watermark::open(&folder.join(WATERMARK_FILE))
-            .map_err(|error| failed("open the count of batches of", error))?;
-        if synced > count {
-            let error = lost_batches(folder, synced - count);
-            if !options.accept_loss {
-                return Err(error);
-            }
-            tracing::warn!(%error, "going on with what is left");
-        }
-        if let Some(values) = &values {
-            let bytes = values.file().metadata();
-            let bytes = bytes.map_err(|error| failed("open the file of values of", error))?;
-            if bytes.len() < end && !options.accept_loss {
-                return Err(lost_values(folder, end - bytes.len()));
-            }
-            values
-                .cut(end)
-                .map_err(|error| failed("clean up the file of values of", error))?;
-        }
-        watermark
-            .set(count)
-            .and_then(|()| watermark.sync())
-            .map_err(|error| failed("write the count of batches of", error))?;
-        let files = Files {
-            folder: folder.to_owned(),
-            data,
-            values: values.clone(),
-            watermark,
+        let handle = Handle {
+            db,
+            frames: Arc::new(frames),
+            layout,
+            overlay: Arc::default(),
         };
-        let progress = Progress { count, end };
-        let handle = Handle { db, values };
+        let (applier, watermark) = recovery::recover(folder, handle.clone(), data, options)?;
 
         let poison = Arc::new(Poison::default());
-        let reads = Arc::new(Reads::default());
         let (queue, writes) = mpsc::channel(WRITE_QUEUE_BATCHES);
-        let thread = {
-            let (handle, poison) = (handle.clone(), Arc::clone(&poison));
-            let reads = Arc::clone(&reads);
-            std::thread::Builder::new()
-                .name("sled-writer".into())
-                .spawn(move || {
-                    let run = || writer::run(&handle, &files, progress, writes, &poison, &reads);
-                    panic::caught(run).unwrap_or_else(|_| Err(panicked(&files.folder)))
-                })
-                .map_err(|error| failed("start the writer thread of", error))?
-        };
+        let shared = Shared::new(folder, &applier, watermark, Arc::clone(&poison))
+            .map_err(|error| failed("open files of", error))?;
+        let thread = std::thread::Builder::new()
+            .name("sled-writer".into())
+            .spawn(move || {
+                let run = || writer::run(&shared, applier, writes);
+                panic::caught(run).unwrap_or_else(|_| Err(panicked(shared.folder())))
+            })
+            .map_err(|error| failed("start the writer thread of", error))?;
         Ok(Self {
             folder: folder.to_owned(),
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
@@ -183,7 +167,7 @@ impl SledStore {
                 lock,
             })),
             poison,
-            reads,
+            reads: Reads::default(),
         })
     }
 
@@ -211,8 +195,8 @@ impl Store for SledStore {
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
         let rows_max = keys.len();
-        let get_all = move |handle: &Handle| keys.iter().map(|key| handle.get(key)).collect();
-        self.read(rows_max, get_all).await
+        self.read(rows_max, move |handle| handle.get_many(&keys))
+            .await
     }
 
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
@@ -248,10 +232,8 @@ impl Store for SledStore {
         let open_micros = self.open_micros;
         self.read(usize::MAX, move |handle| {
             let mut disk_bytes = handle.db.size_on_disk().map_err(read_failed)?;
-            if let Some(values) = &handle.values {
-                let values = values.file().metadata().map_err(values_failed)?;
-                disk_bytes += values.blocks() * BLOCK_BYTES;
-            }
+            let frames = handle.frames.file().metadata().map_err(values_failed)?;
+            disk_bytes += frames.blocks() * BLOCK_BYTES;
             Ok(StoreStats {
                 disk_bytes,
                 open_micros,
@@ -311,34 +293,13 @@ fn panicked(folder: &Path) -> Error {
     )
 }
 
-fn lost_batches(folder: &Path, count: u64) -> Error {
-    let folder = folder.display().to_string();
-    let what = format!(
-        "the archive {folder} has lost its last {count} acknowledged writes, because its files were \
-         cut or damaged; restore a backup into a new folder, or go on with what is left after \
-         `pressmark verify --repair --accept-loss --archive {folder}`"
-    );
-    Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
-}
-
-fn lost_values(folder: &Path, bytes: u64) -> Error {
-    let folder = folder.display().to_string();
-    let what = format!(
-        "the archive {folder} has lost the last {bytes} bytes of its values, because its file was \
-         cut; restore a backup into a new folder, or go on with what is left after `pressmark \
-         verify --repair --accept-loss --archive {folder}`"
-    );
-    Error::new(Reason::ArchiveDamaged, what).with_resource(folder)
-}
-
-/// Opens the file of values, unless the archive has them all in sled, and tells the size of sled's
-/// segments.
-fn open_values(folder: &Path) -> io::Result<(Option<Arc<Values>>, usize)> {
-    let path = folder.join(VALUES_FILE);
-    if folder.join(DATA_FILE).exists() && !path.exists() {
-        return Ok((None, SEGMENT_BYTES_OF_VALUES));
+/// Opens the file of frames, and tells where the archive has its values.
+fn open_frames(folder: &Path) -> io::Result<(Frames, Layout)> {
+    let (data, values) = (folder.join(DATA_FILE), folder.join(VALUES_FILE));
+    if data.exists() && !values.exists() {
+        return Ok((Frames::open(&folder.join(INLINE_FILE))?, Layout::Inline));
     }
-    Ok((Some(Arc::new(Values::open(&path)?)), SEGMENT_BYTES))
+    Ok((Frames::open(&values)?, Layout::Placed))
 }
 
 fn value_bytes(change: &Change) -> usize {

@@ -146,6 +146,7 @@ impl Disk {
     ) -> Vec<ContentHash> {
         let point = self.mount_point();
         let cut = move |server: ServerProcess| {
+            server.freeze();
             Self::cut(&point);
             server.kill();
         };
@@ -159,6 +160,7 @@ impl Disk {
         // Nothing tells from outside how far opening has come, and the moment of the cut is what
         // the test varies, so here it may wait for a time.
         tokio::time::sleep(after).await;
+        server.freeze();
         Self::cut(&self.mount_point());
         let served = server.kill_starting();
         self.remount();

@@ -230,11 +230,13 @@ async fn several_scans_answer_in_order(store: &dyn Store) -> TestResult {
 async fn batches_are_seen_whole(store: &Arc<dyn Store>) -> TestResult {
     const BATCHES: u32 = 200;
     let done = Arc::new(AtomicBool::new(false));
+    let (begun, reading) = tokio::sync::oneshot::channel();
     let reader = {
         let (store, done) = (Arc::clone(store), Arc::clone(&done));
         tokio::spawn(async move {
             let mut seen = 0_u32;
-            while !done.load(Ordering::Acquire) {
+            begun.send(()).unwrap();
+            while seen == 0 || !done.load(Ordering::Acquire) {
                 let range = bytes("w/")..bytes("w0");
                 let scan = Scan {
                     range,
@@ -265,9 +267,9 @@ async fn batches_are_seen_whole(store: &Arc<dyn Store>) -> TestResult {
                 seen += 1;
                 tokio::task::yield_now().await;
             }
-            seen
         })
     };
+    reading.await?;
     for round in 1..=BATCHES {
         let value = round.to_string();
         // Written against the order in which they are read, with rows between them.
@@ -278,7 +280,7 @@ async fn batches_are_seen_whole(store: &Arc<dyn Store>) -> TestResult {
         store.write(batch, Buffered).await?;
     }
     done.store(true, Ordering::Release);
-    assert!(reader.await? > 0, "the reader never ran");
+    reader.await?;
     assert_eq!(get(&**store, "w/1").await?.as_deref(), Some("200"));
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::support::{Engine, TestArchive, TestResult, article, copy_folder, fiel
 /// Seconds after which a command is taken to hang.
 const SECONDS_MAX: &str = "60";
 
-/// The files that hold articles: sled's, and that of the values.
+/// The files that hold articles: sled's, and that of the frames.
 const FILES: [&str; 2] = ["db", "values"];
 
 /// How an archive was left: sled reads a log differently before and after it was opened once more.

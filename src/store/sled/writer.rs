@@ -1,24 +1,39 @@
-//! The one thread that applies batches to sled and syncs them.
+//! The two threads that write. One makes batches durable in frames and shows them to readers; the other
+//! brings them into sled behind it, thousands at a time and in the order of their keys, which costs
+//! sled a third less of work and disk than batch by batch.
 
 use std::fs::File;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
 
 use sled::Db;
 use tokio::sync::{mpsc, oneshot};
 
+use super::super::frames::{Frames, Held, Placed};
 use super::super::order::stored_key;
-use super::super::reads::Reads;
-use super::super::values::{Batched, Values};
+use super::super::overlay::{Layer, Overlay};
 use super::super::watermark::Watermark;
 use super::super::{Batch, Change, Durability, Poison, room};
-use super::handle::Handle;
-use super::{read_failed, write_failed};
-use crate::error::Result;
+use super::handle::{Handle, Layout};
+use super::{panicked, read_failed, write_failed};
+use crate::error::{Error, Result, panic};
 
 /// The key of the writer's progress. No row has it, nor does any scan come by: a stored key has a
 /// zero behind every `ff`.
 const PROGRESS_KEY: [u8; 2] = [0xff, 1];
+
+/// Memory of a layer from which on it is brought into sled at once.
+const LAYER_BYTES: usize = 16 * 1024 * 1024;
+
+/// Memory of the newest layer at which commits wait for the older one.
+const LAYER_BYTES_MAX: usize = 2 * LAYER_BYTES;
+
+/// How long a row stays out of sled while not much is written. What is not in sled has to be read from
+/// the frames after a crash.
+const LAYER_AGE: Duration = Duration::from_secs(1);
 
 /// A batch, and who waits for it.
 pub(super) struct Write {
@@ -27,31 +42,12 @@ pub(super) struct Write {
     pub(super) done: oneshot::Sender<Result<()>>,
 }
 
-/// What is written and synced beside sled's own handles.
-pub(super) struct Files {
-    pub(super) folder: PathBuf,
-    pub(super) data: File,
-    pub(super) values: Option<Arc<Values>>,
-    pub(super) watermark: Watermark,
-}
-
-impl Files {
-    /// Fails if there is not enough room for a batch.
-    fn check_room(&self, batch_bytes: usize) -> Result<()> {
-        let values = self.values.iter().map(|values| values.file());
-        for file in std::iter::once(&self.data).chain(values) {
-            room::check(&self.folder, file, batch_bytes)?;
-        }
-        Ok(())
-    }
-}
-
-/// How far the writer is, which is in every batch.
+/// How far sled is, which stands behind the rows of each layer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Progress {
     /// Batches that were applied.
     pub(super) count: u64,
-    /// The end of the file of values.
+    /// Where the frame of the next batch begins.
     pub(super) end: u64,
 }
 
@@ -73,91 +69,301 @@ impl Progress {
     }
 }
 
-/// Applies batches in order until the queue closes, then syncs what is left.
-pub(super) fn run(
-    handle: &Handle,
-    files: &Files,
-    mut progress: Progress,
-    mut writes: mpsc::Receiver<Write>,
-    poison: &Poison,
-    reads: &Reads,
-) -> Result<()> {
-    while let Some(Write {
-        batch,
-        durability,
-        done,
-    }) = writes.blocking_recv()
-    {
-        let bytes = batch.changes().iter().map(change_bytes).sum();
-        let room = || files.check_room(bytes);
-        let result = poison.check().and_then(|()| room()).and_then(|()| {
-            apply(handle, files, &mut progress, batch, durability, reads).inspect_err(|error| {
-                tracing::error!(%error, "a write failed, the archive takes no more");
-                poison.set(error);
-            })
-        });
-        // The caller may have gone; the batch is applied all the same.
-        let _ = done.send(result);
-    }
-    poison.check()?;
-    sync(&handle.db, files, progress)?;
-    files.watermark.sync().map_err(write_failed)
+/// Brings layers into sled.
+pub(super) struct Applier {
+    pub(super) handle: Handle,
+    /// A handle of our own for sled's file, because sled's flush syncs nothing.
+    pub(super) data: File,
+    pub(super) progress: Progress,
 }
 
-fn apply(
-    handle: &Handle,
-    files: &Files,
-    progress: &mut Progress,
-    batch: Batch,
-    durability: Durability,
-    reads: &Reads,
-) -> Result<()> {
-    let replaced = handle.replaced(&batch)?;
-    let mut batched = Batched::new(progress.end);
-    let mut changes = sled::Batch::default();
-    for change in batch.into_changes() {
-        match change {
-            Change::Put(key, value) if handle.values.is_none() => {
-                changes.insert(stored_key(&key), value);
+impl Applier {
+    /// Brings a layer into sled, durably, and erases what it replaced. Until it has returned, readers
+    /// need the layer; if it fails or the power does, the same layer can be applied again.
+    pub(super) fn apply(&mut self, layer: &Layer) -> Result<()> {
+        let handle = &self.handle;
+        let mut replaced = handle.places(layer.replacing())?;
+        replaced.extend_from_slice(layer.replaced());
+        for (key, row) in layer.rows() {
+            let key = stored_key(key);
+            // Row by row: a batch of sled's would make its readers wait.
+            match row {
+                Some(placed) => handle.db.insert(key, held(handle.layout, placed)),
+                None => handle.db.remove(key),
             }
-            Change::Put(key, value) => changes.insert(stored_key(&key), batched.add(&value)),
-            Change::Remove(key) => changes.remove(stored_key(&key)),
+            .map_err(write_failed)?;
+        }
+        let count = self.progress.count + layer.batch_count();
+        let end = layer.end();
+        self.note(Progress { count, end })?;
+        self.handle.frames.erase(&replaced).map_err(write_failed)
+    }
+
+    /// Makes everything durable that sled has, and that it is so far.
+    pub(super) fn note(&mut self, progress: Progress) -> Result<()> {
+        let db = &self.handle.db;
+        // sled's log is read back in its order, so that whoever finds this finds the rows as well.
+        db.insert(PROGRESS_KEY, progress.encode())
+            .map_err(write_failed)?;
+        db.flush().map_err(write_failed)?;
+        self.data.sync_data().map_err(write_failed)?;
+        self.progress = progress;
+        Ok(())
+    }
+}
+
+/// What sled is to hold of a value.
+fn held(layout: Layout, placed: &Placed) -> Vec<u8> {
+    match (layout, placed.place) {
+        (Layout::Inline, _) => placed.value.to_vec(),
+        (Layout::Placed, None) => Held::Short(&placed.value).encode(),
+        (Layout::Placed, Some(place)) => Held::Elsewhere(place).encode(),
+    }
+}
+
+/// What both threads share.
+pub(super) struct Shared {
+    folder: PathBuf,
+    frames: Arc<Frames>,
+    /// sled's file, to be asked for its size.
+    data: File,
+    watermark: Watermark,
+    overlay: Arc<Overlay>,
+    poison: Arc<Poison>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// Held while a batch is appended and synced, and when a layer is taken for sled.
+struct State {
+    /// Batches that are in frames, and where those end.
+    written: Progress,
+    /// Whether any of them may not be durable.
+    is_dirty: bool,
+    /// Batches that are in sled.
+    applied: u64,
+    /// When the first batch of the newest layer came.
+    since: Option<Instant>,
+    /// Whether somebody waits for sled to have everything.
+    is_urgent: bool,
+    is_closing: bool,
+    /// Why nothing more is brought into sled.
+    failure: Option<Error>,
+}
+
+impl Shared {
+    /// # Errors
+    /// If the process may open no more files.
+    pub(super) fn new(
+        folder: &Path,
+        applier: &Applier,
+        watermark: Watermark,
+        poison: Arc<Poison>,
+    ) -> io::Result<Self> {
+        let written = applier.progress;
+        Ok(Self {
+            folder: folder.to_owned(),
+            frames: Arc::clone(&applier.handle.frames),
+            data: applier.data.try_clone()?,
+            watermark,
+            overlay: Arc::clone(&applier.handle.overlay),
+            poison,
+            state: Mutex::new(State {
+                written,
+                is_dirty: false,
+                applied: written.count,
+                since: None,
+                is_urgent: false,
+                is_closing: false,
+                failure: None,
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, timeout: Duration) -> MutexGuard<'a, State> {
+        let waited = self.changed.wait_timeout(state, timeout);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Makes a batch durable and visible, in this order.
+    fn commit(&self, batch: Batch, durability: Durability) -> Result<()> {
+        let bytes = batch.changes().iter().map(Change::bytes).sum();
+        self.check_room(bytes)?;
+        let removes = batch.changes().iter().any(Change::is_removal);
+        let mut state = self.state();
+        while self.overlay.newest_bytes() >= LAYER_BYTES_MAX {
+            state.check()?;
+            state = self.wait(state, LAYER_AGE);
+        }
+        state.check()?;
+        let Progress { count, end } = state.written;
+        let frame = self.frames.append(end, count + 1, batch);
+        let frame = frame.map_err(write_failed)?;
+        state.written = Progress {
+            count: frame.number,
+            end: frame.end,
+        };
+        state.is_dirty = true;
+        if durability == Durability::Synced {
+            self.sync(&mut state)?;
+        }
+        state.since.get_or_insert_with(Instant::now);
+        self.overlay.add(frame);
+        if self.overlay.newest_bytes() >= LAYER_BYTES {
+            self.changed.notify_all();
+        }
+        drop(state);
+        if removes {
+            // What was removed has to be gone from the disk before that is acknowledged.
+            self.drain()?;
+        }
+        Ok(())
+    }
+
+    /// Makes all frames durable.
+    fn sync(&self, state: &mut State) -> Result<()> {
+        if !state.is_dirty {
+            return Ok(());
+        }
+        self.frames.sync().map_err(write_failed)?;
+        state.is_dirty = false;
+        if let Err(error) = self.watermark.set(state.written.count) {
+            // The batch is safe; only a later loss would go unnoticed.
+            tracing::warn!(%error, "cannot write the count of synced batches");
+        }
+        Ok(())
+    }
+
+    /// Fails if there is not enough room for a batch, and for what is still to be brought into sled.
+    fn check_room(&self, batch_bytes: usize) -> Result<()> {
+        let check = |bytes| {
+            let mut files = [&self.data, self.frames.file()].into_iter();
+            files.try_for_each(|file| room::check(&self.folder, file, bytes))
+        };
+        if check(batch_bytes + self.overlay.bytes()).is_ok() {
+            return Ok(());
+        }
+        self.drain()?;
+        check(batch_bytes)
+    }
+
+    /// Waits until sled has everything.
+    fn drain(&self) -> Result<()> {
+        let mut state = self.state();
+        let count = state.written.count;
+        while state.applied < count {
+            state.check()?;
+            state.is_urgent = true;
+            self.changed.notify_all();
+            state = self.wait(state, LAYER_AGE);
+        }
+        Ok(())
+    }
+
+    /// Takes the next layer for sled once there is enough in it, or it has waited long enough. None at
+    /// the end.
+    fn next_layer(&self) -> Result<Option<Arc<Layer>>> {
+        let mut state = self.state();
+        loop {
+            let waited = state.since.map(|since| since.elapsed());
+            let is_due = state.is_urgent
+                || state.is_closing
+                || waited.is_some_and(|waited| waited >= LAYER_AGE)
+                || self.overlay.newest_bytes() >= LAYER_BYTES;
+            if is_due {
+                state.is_urgent = false;
+                if let Some(layer) = self.overlay.turn() {
+                    state.since = None;
+                    self.changed.notify_all();
+                    // sled must not know of more than the frames do. Values may be erased with this
+                    // layer, and the frames that have them must be known to be no torn ones.
+                    self.sync(&mut state)?;
+                    self.watermark.sync().map_err(write_failed)?;
+                    return Ok(Some(layer));
+                }
+            }
+            if state.is_closing {
+                return Ok(None);
+            }
+            let timeout = LAYER_AGE.saturating_sub(waited.unwrap_or_default());
+            state = self.wait(state, timeout);
         }
     }
-    *progress = Progress {
-        count: progress.count + 1,
-        end: batched.end(),
-    };
-    changes.insert(&PROGRESS_KEY, progress.encode());
-    if let Some(values) = &handle.values {
-        values.write(&batched).map_err(write_failed)?;
+
+    /// Lets go of a layer that is in sled.
+    fn applied(&self, layer: &Layer) {
+        let mut state = self.state();
+        self.overlay.forget_older();
+        state.applied += layer.batch_count();
+        self.changed.notify_all();
     }
-    let applied = reads.applying(|| handle.db.apply_batch(changes));
-    applied.map_err(write_failed)?;
-    if durability == Durability::Synced || !replaced.is_empty() {
-        sync(&handle.db, files, *progress)?;
+
+    /// Brings layers into sled until the end.
+    fn apply_all(&self, applier: &mut Applier) -> Result<()> {
+        while let Some(layer) = self.next_layer()? {
+            self.overlay.wait_for_readers();
+            applier.apply(&layer)?;
+            self.applied(&layer);
+        }
+        Ok(())
     }
-    if let Some(values) = &handle.values {
-        values.erase(&replaced).map_err(write_failed)?;
+
+    /// The same; a failure stops all writes.
+    fn run_applier(&self, applier: &mut Applier) -> Result<()> {
+        let result = panic::caught(|| self.apply_all(applier));
+        let result = result.unwrap_or_else(|_| Err(panicked(&self.folder)));
+        result.inspect_err(|error| {
+            tracing::error!(%error, "a write of sled failed, the archive takes no more");
+            self.poison.set(error);
+            self.state().failure = Some(error.clone());
+            self.changed.notify_all();
+        })
     }
-    Ok(())
 }
 
-/// Hands everything to the operating system and then to the disk, and remembers that.
-fn sync(db: &Db, files: &Files, progress: Progress) -> Result<()> {
-    db.flush().map_err(write_failed)?;
-    files.data.sync_data().map_err(write_failed)?;
-    if let Err(error) = files.watermark.set(progress.count) {
-        // The batch is safe; only a later loss would go unnoticed.
-        tracing::warn!(%error, "cannot write the count of synced batches");
+impl State {
+    /// Fails if nothing is brought into sled any more.
+    fn check(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
     }
-    Ok(())
 }
 
-/// Bytes that a change brings.
-fn change_bytes(change: &Change) -> usize {
-    match change {
-        Change::Put(key, value) => key.len() + value.len(),
-        Change::Remove(key) => key.len(),
-    }
+/// Commits batches in order until the queue closes, then sees that sled has them all.
+pub(super) fn run(
+    shared: &Shared,
+    mut applier: Applier,
+    mut writes: mpsc::Receiver<Write>,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let applying = Builder::new()
+            .name("sled-applier".into())
+            .spawn_scoped(scope, || shared.run_applier(&mut applier))
+            .map_err(write_failed)?;
+        while let Some(write) = writes.blocking_recv() {
+            let commit = || shared.commit(write.batch, write.durability);
+            let result = shared.poison.check().and_then(|()| {
+                panic::caught(commit).unwrap_or_else(|_| Err(panicked(&shared.folder)))
+            });
+            let result = result.inspect_err(|error| {
+                tracing::error!(%error, "a write failed");
+                shared.poison.set(error);
+            });
+            // The caller may have gone; the batch is written all the same.
+            let _ = write.done.send(result);
+        }
+        shared.state().is_closing = true;
+        shared.changed.notify_all();
+        let result = applying.join();
+        result.unwrap_or_else(|_| Err(panicked(&shared.folder)))?;
+        shared.poison.check()
+    })
 }
