@@ -7,7 +7,12 @@ use std::ops::Range;
 /// A word is a run of letters and digits; in scripts that do not part words, every character is one.
 #[must_use]
 pub const fn words(text: &str) -> Words<'_> {
-    Words { text, at: 0 }
+    words_from(text, 0)
+}
+
+/// The places of the words behind a place that is in none.
+pub(super) const fn words_from(text: &str, at: usize) -> Words<'_> {
+    Words { text, at }
 }
 
 /// The places of the words of a text.
