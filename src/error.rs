@@ -111,6 +111,8 @@ pub enum Reason {
     CredentialsUnknown,
     /// The method is for another role.
     RoleInsufficient,
+    /// The web site that sends the request from a browser is none that the server answers.
+    OriginRefused,
     /// The caller sends more requests in a second than it may.
     RateExceeded,
     /// The server has as many requests or streams open as it takes.
@@ -127,7 +129,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 42] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -163,6 +165,7 @@ impl Reason {
         Self::CredentialsMissing,
         Self::CredentialsUnknown,
         Self::RoleInsufficient,
+        Self::OriginRefused,
         Self::RateExceeded,
         Self::TooManyRequests,
         Self::QueueFull,
@@ -216,6 +219,7 @@ impl Reason {
             Self::CredentialsMissing => "CREDENTIALS_MISSING",
             Self::CredentialsUnknown => "CREDENTIALS_UNKNOWN",
             Self::RoleInsufficient => "ROLE_INSUFFICIENT",
+            Self::OriginRefused => "ORIGIN_REFUSED",
             Self::RateExceeded => "RATE_EXCEEDED",
             Self::TooManyRequests => "TOO_MANY_REQUESTS",
             Self::QueueFull => "QUEUE_FULL",
@@ -259,7 +263,7 @@ impl Reason {
             | Self::StreamIdle
             | Self::ServerUnreachable => Kind::Unavailable,
             Self::CredentialsMissing | Self::CredentialsUnknown => Kind::Unauthenticated,
-            Self::RoleInsufficient => Kind::PermissionDenied,
+            Self::RoleInsufficient | Self::OriginRefused => Kind::PermissionDenied,
             Self::DeadlineExceeded => Kind::DeadlineExceeded,
             Self::ArchiveDamaged
             | Self::ArticleQuarantined

@@ -2,6 +2,7 @@
 
 mod limits;
 mod security;
+mod web;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -21,7 +22,7 @@ use crate::archive::backup::Follower;
 use crate::archive::{Archive, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, Listeners, ServeOptions, Services};
+use crate::rpc::{self, Listeners, ServeOptions, Services, Traces};
 use crate::search::Search;
 use crate::store;
 
@@ -41,7 +42,7 @@ pub(super) struct Args {
         default_value = "127.0.0.1:50051"
     )]
     listen: SocketAddr,
-    /// An address for HTTP without encryption: /metrics for Prometheus, /healthz and /readyz
+    /// An address for HTTP: /metrics for Prometheus, /healthz and /readyz, and a page in a browser
     #[arg(long, value_name = "ADDR", env = "PRESSMARK_HTTP_LISTEN")]
     http_listen: Option<SocketAddr>,
     /// Seconds that open requests may take to end after the stop
@@ -84,8 +85,23 @@ pub(super) struct Args {
     /// A folder, better on another disk, into which a backup follows the archive
     #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
     backup_to: Option<PathBuf>,
+    /// A collector that takes spans of requests by OTLP over gRPC, such as http://127.0.0.1:4317
+    #[arg(long, value_name = "URL", env = "PRESSMARK_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// The share of requests, from 0 to 1, that begin a trace; those of a trace that a client began
+    /// are in it if the client has it recorded
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "PRESSMARK_OTLP_RATIO",
+        default_value_t = 1.0,
+        value_parser = share
+    )]
+    otlp_ratio: f64,
     #[command(flatten)]
     security: security::SecurityArgs,
+    #[command(flatten)]
+    web: web::WebArgs,
     #[command(flatten)]
     limits: limits::LimitArgs,
 }
@@ -105,6 +121,13 @@ fn interval(text: &str) -> Result<Duration, humantime::DurationError> {
     }
 }
 
+/// Reads a number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let share = number.filter(|number| (0.0..=1.0).contains(number));
+    share.ok_or_else(|| "it is no number from 0 to 1".to_owned())
+}
+
 pub(super) async fn run(
     args: Args,
     shared: &Shared,
@@ -112,6 +135,9 @@ pub(super) async fn run(
 ) -> CommandResult {
     let tls = args.security.tls()?;
     args.security.check(args.listen)?;
+    let grpc_web = args.web.origins()?;
+    let page = |address| args.web.page(address, &args.security);
+    args.http_listen.map(page).transpose()?;
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
@@ -121,6 +147,10 @@ pub(super) async fn run(
     // Sockets that systemd opened may be elsewhere than the flag says.
     args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    let has_page = http_address.map(page).transpose()? == Some(true);
+    let traces = args.otlp_endpoint.as_deref();
+    let traces = traces.map(|endpoint| Traces::open(endpoint, args.otlp_ratio));
+    let traces = traces.transpose()?;
     let store = store::open(&locator, shared.store_options()).await?;
     raise_file_limit();
     let limits = args.limits.archive();
@@ -151,7 +181,11 @@ pub(super) async fn run(
     let scheme = if tls.is_some() { "https" } else { "http" };
     writeln!(out, "pressmark serves {locator} on {scheme}://{address}")?;
     if let Some(address) = http_address {
-        writeln!(out, "its figures are on http://{address}/metrics")?;
+        let scheme = if args.web.http_tls { "https" } else { "http" };
+        writeln!(out, "its figures are on {scheme}://{address}/metrics")?;
+        if has_page {
+            writeln!(out, "its page is on {scheme}://{address}/")?;
+        }
     }
     out.flush()?;
     let listeners = Listeners { grpc, http };
@@ -161,6 +195,10 @@ pub(super) async fn run(
         limits: args.limits.service(),
         tls,
         credentials: args.security.tokens.clone(),
+        page: has_page,
+        http_tls: args.web.http_tls,
+        grpc_web,
+        traces: traces.clone(),
     };
     let scrub = (!args.scrub_interval.is_zero()).then(|| {
         let schedule = scrub::Schedule {
@@ -191,6 +229,9 @@ pub(super) async fn run(
         tracing::error!(%error, "the search index ends badly");
     }
     guard.close().await?;
+    if let Some(traces) = traces {
+        traces.close().await;
+    }
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)

@@ -223,7 +223,10 @@ impl Articles {
         })
     }
 
-    async fn get(&self, request: proto::GetArticleRequest) -> Result<proto::GetArticleResponse> {
+    pub(super) async fn get(
+        &self,
+        request: proto::GetArticleRequest,
+    ) -> Result<proto::GetArticleResponse> {
         let view = view_of(request.view, View::Full)?;
         let stored = match request.name {
             Some(proto::get_article_request::Name::Url(url)) => {
@@ -271,7 +274,7 @@ impl Articles {
         })
     }
 
-    async fn list(
+    pub(super) async fn list(
         &self,
         request: proto::ListArticlesRequest,
     ) -> Result<proto::ListArticlesResponse> {
@@ -314,7 +317,7 @@ impl Articles {
         })
     }
 
-    async fn sources(
+    pub(super) async fn sources(
         &self,
         request: proto::ListSourcesRequest,
     ) -> Result<proto::ListSourcesResponse> {

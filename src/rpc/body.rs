@@ -186,6 +186,12 @@ impl Progress {
     fn set(&self, since: u64) {
         self.since.store(since, Ordering::Relaxed);
     }
+
+    /// The client has something to take from now on.
+    fn begin(&self, origin: Instant) {
+        let now = origin.elapsed().as_millis();
+        self.set(u64::try_from(now).unwrap_or(u64::MAX).saturating_add(1));
+    }
 }
 
 /// An answer's body: counts what is sent, and ends at the deadline. All that a request holds is let
@@ -241,8 +247,7 @@ impl http_body::Body for AnswerBody {
                     this.frames.feed(bytes, |_| count += 1);
                     this.call.sent(count);
                     if let Some(progress) = &this.progress {
-                        let now = this.origin.elapsed().as_millis();
-                        progress.set(u64::try_from(now).unwrap_or(u64::MAX).saturating_add(1));
+                        progress.begin(this.origin);
                     }
                 } else if let Some(trailers) = frame.trailers_ref() {
                     let status = Status::from_header_map(trailers);
@@ -262,6 +267,62 @@ impl http_body::Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
+    }
+}
+
+/// Bytes of an answer that are handed over at a time.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// An answer that is in memory whole. It goes out in pieces, so that its place is free when the client
+/// has taken nearly all of it and not before, and a client that takes nothing is noticed.
+pub(super) struct Pieces {
+    rest: Bytes,
+    progress: Arc<Progress>,
+    /// When the server started, from which progress is counted.
+    origin: Instant,
+    _held: OwnedSemaphorePermit,
+}
+
+impl Pieces {
+    pub(super) fn new(
+        bytes: Bytes,
+        progress: Arc<Progress>,
+        origin: Instant,
+        held: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            rest: bytes,
+            progress,
+            origin,
+            _held: held,
+        }
+    }
+}
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        this.progress.set(0);
+        if this.rest.is_empty() {
+            return Poll::Ready(None);
+        }
+        let piece = this.rest.split_to(PIECE_BYTES.min(this.rest.len()));
+        this.progress.begin(this.origin);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(u64::try_from(self.rest.len()).unwrap_or(u64::MAX))
     }
 }
 

@@ -22,7 +22,8 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Service, ServiceExt};
 
-use super::gate::{Connection, Gate, Shared};
+use super::browser::{Front, Origins};
+use super::gate::{Connection, Door, Gate, Shared};
 use super::tls;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
@@ -31,6 +32,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bytes with which every client of HTTP/2 begins.
 const PREFACE_BYTES: usize = 24;
+
+/// The least that hyper takes for a buffer.
+const HTTP1_BUFFER_BYTES_MIN: usize = 8 * 1024;
 
 /// How long a silent connection is trusted to be alive, and then how long its answer to a ping may
 /// take.
@@ -76,17 +80,20 @@ pub(super) trait Serve: Clone + Send + Sync + 'static {
 pub(super) struct Grpc {
     pub(super) shared: Arc<Shared>,
     pub(super) routes: Routes,
+    /// The sites whose browsers are answered, if gRPC-Web is.
+    pub(super) origins: Option<Origins>,
 }
 
 impl Serve for Grpc {
-    type Service = Gate;
+    type Service = Front;
 
-    fn serve(&self, connection: Arc<Connection>) -> Gate {
-        Gate {
-            shared: Arc::clone(&self.shared),
-            connection,
+    fn serve(&self, connection: Arc<Connection>) -> Front {
+        let shared = Arc::clone(&self.shared);
+        let gate = Gate {
+            door: Door { shared, connection },
             routes: self.routes.clone(),
-        }
+        };
+        Front::new(gate, self.origins.as_ref())
     }
 }
 
@@ -228,6 +235,14 @@ impl<S: Serve> Port<S> {
         }
     }
 
+    /// What is read of a request of HTTP/1 at a time. All its headers have to fit.
+    fn http1_buffer_bytes(&self) -> usize {
+        let headers = self.shared.limits.header_bytes_max;
+        usize::try_from(headers)
+            .unwrap_or(usize::MAX)
+            .max(HTTP1_BUFFER_BYTES_MIN)
+    }
+
     fn builder(&self) -> Builder<TokioExecutor> {
         let mut builder = Builder::new(TokioExecutor::new());
         if self.protocols == Protocols::Http2 {
@@ -236,7 +251,8 @@ impl<S: Serve> Port<S> {
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HANDSHAKE_TIMEOUT);
+            .header_read_timeout(HANDSHAKE_TIMEOUT)
+            .max_buf_size(self.http1_buffer_bytes());
         builder
             .http2()
             .timer(TokioTimer::new())

@@ -22,11 +22,13 @@ use tracing::Instrument;
 use super::auth::{Credentials, Identity};
 use super::body::deadline_exceeded;
 use super::body::{AnswerBody, Claim, Idle, Progress, ROOM_UNIT_BYTES, RequestBody};
+use super::browser::Origins;
 use super::convert::status_of;
 use super::frames::Frames;
 use super::limits::ServiceLimits;
 use super::methods::{Method, Shape};
 use super::observe::{Call, RequestMetrics};
+use super::trace::Traces;
 use crate::archive;
 use crate::error::{Error, Reason, Result};
 
@@ -46,12 +48,23 @@ pub(super) struct Caller {
     pub(super) request_id: Arc<str>,
 }
 
+/// Who is answered, and what is told of it.
+#[derive(Default)]
+pub(super) struct Callers {
+    pub(super) access: Option<watch::Receiver<Arc<Credentials>>>,
+    pub(super) origins: Option<Origins>,
+    pub(super) traces: Option<Traces>,
+}
+
 /// What all connections share.
 pub(super) struct Shared {
     pub(super) limits: ServiceLimits,
     message_bytes_max: u32,
     article_message_bytes_max: u32,
     access: Option<watch::Receiver<Arc<Credentials>>>,
+    /// The sites that browsers may come from, if any may.
+    origins: Option<Origins>,
+    traces: Option<Traces>,
     rate: Option<DefaultKeyedRateLimiter<String>>,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -64,7 +77,7 @@ impl Shared {
     pub(super) fn new(
         limits: ServiceLimits,
         archive: &archive::Limits,
-        access: Option<watch::Receiver<Arc<Credentials>>>,
+        callers: Callers,
         metrics: RequestMetrics,
     ) -> Self {
         let permits = |count: u32| {
@@ -81,7 +94,9 @@ impl Shared {
             limits,
             message_bytes_max: narrow(archive.message_bytes_max),
             article_message_bytes_max,
-            access,
+            access: callers.access,
+            origins: callers.origins,
+            traces: callers.traces,
             rate: NonZeroU32::new(limits.requests_per_second_max)
                 .map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
             requests: permits(limits.requests_max),
@@ -129,25 +144,32 @@ impl Connection {
         open.any(|stream| stream.is_stalled(now, limit))
     }
 
-    fn follow(&self, progress: &Arc<Progress>) {
+    pub(super) fn follow(&self, progress: &Arc<Progress>) {
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.push(Arc::downgrade(progress));
     }
 }
 
+/// Where the requests of one connection are let in.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+}
+
 /// The services of one connection, behind their limits.
 #[derive(Clone)]
 pub(super) struct Gate {
-    pub(super) shared: Arc<Shared>,
-    pub(super) connection: Arc<Connection>,
+    pub(super) door: Door,
     pub(super) routes: Routes,
 }
 
 /// What a request was let in with.
-struct Admission {
+pub(super) struct Admission {
     identity: Option<Arc<Identity>>,
-    permit: Option<OwnedSemaphorePermit>,
-    deadline: Option<Instant>,
+    /// The place that it takes while it is worked on.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Service<Request<Body>> for Gate {
@@ -168,7 +190,8 @@ impl Service<Request<Body>> for Gate {
             otel.name = method.name,
             method = method.name,
             id = &*id,
-            identity = tracing::field::Empty
+            identity = tracing::field::Empty,
+            trace = tracing::field::Empty
         );
         Box::pin(async move { Ok(gate.answer(method, id, request).await) }.instrument(span))
     }
@@ -181,8 +204,14 @@ impl Gate {
         id: Arc<str>,
         mut request: Request<Body>,
     ) -> Response<Body> {
-        let call = Arc::new(Call::begin(&self.shared.metrics, method));
-        let admitted = self.admit(method, request.headers());
+        let shared = &self.door.shared;
+        let traced = shared.traces.as_ref();
+        let traced = traced.and_then(|traces| traces.begin(method, &id, request.headers()));
+        if let Some(traced) = &traced {
+            tracing::Span::current().record("trace", traced.trace_id());
+        }
+        let call = Arc::new(Call::begin(&shared.metrics, method, traced));
+        let admitted = self.door.admit(method, request.headers());
         let mut response = match admitted {
             Err(error) => {
                 let status = status_of(&error);
@@ -222,7 +251,7 @@ impl Gate {
     }
 
     fn request_body(&self, inner: Body, method: &Method, call: &Arc<Call>, claim: &Claim) -> Body {
-        let shared = &self.shared;
+        let shared = &self.door.shared;
         let idle = shared.limits.stream_idle_max;
         let waits = method.shape == Shape::BidiStream && !idle.is_zero();
         Body::new(RequestBody {
@@ -256,10 +285,10 @@ impl Gate {
         }
         let progress = (method.shape != Shape::Unary).then(|| {
             let progress = Arc::default();
-            self.connection.follow(&progress);
+            self.door.connection.follow(&progress);
             progress
         });
-        let origin = self.shared.origin;
+        let origin = self.door.shared.origin;
         response.map(|inner| {
             Body::new(AnswerBody {
                 inner,
@@ -273,9 +302,14 @@ impl Gate {
             })
         })
     }
+}
 
+impl Door {
     /// Lets a request in, or says why not.
-    fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
+    pub(super) fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
+        if let Some(origins) = &self.shared.origins {
+            origins.check(headers)?;
+        }
         let identity = self.identity(method, headers)?;
         let asked = timeout_of(headers)?;
         if method.role.is_some() {

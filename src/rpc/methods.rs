@@ -42,6 +42,14 @@ impl Method {
         all.find(|method| Some(method.service) == service && Some(method.name) == name)
             .unwrap_or(&UNKNOWN)
     }
+
+    /// The service and the name, or what OpenTelemetry calls all methods that are not known.
+    pub(super) fn full_name(&self) -> String {
+        if self == &UNKNOWN {
+            return "_OTHER".to_owned();
+        }
+        format!("{}/{}", self.service, self.name)
+    }
 }
 
 const ARTICLES: &str = "pressmark.v1.ArticleService";

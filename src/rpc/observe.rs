@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::methods::Method;
+use super::trace::Traced;
 
 /// Seconds at which the histogram of durations counts.
 const DURATION_BUCKETS: [f64; 13] = [
@@ -38,6 +39,12 @@ struct OutcomeLabels {
     grpc_code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PageLabels {
+    question: &'static str,
+    status: u16,
+}
+
 type Durations = Family<MethodLabels, Histogram, fn() -> Histogram>;
 
 /// The figures of all requests.
@@ -48,6 +55,7 @@ pub(super) struct RequestMetrics {
     received: Family<MethodLabels, Counter>,
     sent: Family<MethodLabels, Counter>,
     durations: Durations,
+    pages: Family<PageLabels, Counter>,
     /// Connections that are open.
     pub(super) connections: Gauge,
     /// Connections that were closed at once, because there were as many as may be.
@@ -62,6 +70,7 @@ impl Default for RequestMetrics {
             received: Family::default(),
             sent: Family::default(),
             durations: Durations::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            pages: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
         }
@@ -69,6 +78,13 @@ impl Default for RequestMetrics {
 }
 
 impl RequestMetrics {
+    /// Counts a question of the page.
+    pub(super) fn asked(&self, method: &'static Method, status: u16) {
+        let question = method.name;
+        let labels = PageLabels { question, status };
+        self.pages.get_or_create(&labels).inc();
+    }
+
     /// Gives the figures their names. The registry adds `_total` to counters.
     pub(super) fn register(&self, registry: &mut Registry) {
         let started = "Requests that began";
@@ -82,6 +98,8 @@ impl RequestMetrics {
         let durations = "Time from the first header of a request to its status";
         let name = "grpc_server_handling_seconds";
         registry.register(name, durations, self.durations.clone());
+        let pages = "Questions of the page, by the method that answers them, with HTTP's status";
+        registry.register("pressmark_page_questions", pages, self.pages.clone());
         let name = "pressmark_connections";
         registry.register(name, "Open connections", self.connections.clone());
         let refused = "Connections closed at once, because there were as many as may be";
@@ -99,10 +117,16 @@ pub(super) struct Call {
     received: AtomicU64,
     sent: AtomicU64,
     code: Mutex<Option<Code>>,
+    /// Its span, if the request is traced.
+    traced: Option<Traced>,
 }
 
 impl Call {
-    pub(super) fn begin(metrics: &RequestMetrics, method: &'static Method) -> Self {
+    pub(super) fn begin(
+        metrics: &RequestMetrics,
+        method: &'static Method,
+        traced: Option<Traced>,
+    ) -> Self {
         let metrics = metrics.clone();
         metrics.started.get_or_create(&labels(method)).inc();
         Self {
@@ -112,6 +136,7 @@ impl Call {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             code: Mutex::new(None),
+            traced,
         }
     }
 
@@ -135,6 +160,9 @@ impl Drop for Call {
         let code = self.code.get_mut().unwrap_or_else(PoisonError::into_inner);
         let code = code.unwrap_or(Code::Cancelled);
         let elapsed = self.begun.elapsed();
+        if let Some(traced) = self.traced.take() {
+            traced.end(code);
+        }
         let method = labels(self.method);
         let metrics = &self.metrics;
         let add = |family: &Family<MethodLabels, Counter>, count: &AtomicU64| {

@@ -1,11 +1,12 @@
-//! The second port, over HTTP for programs that do not speak gRPC: figures for Prometheus, and whether
-//! the server lives and serves.
+//! The second port, over HTTP for programs that do not speak gRPC: figures for Prometheus, whether the
+//! server lives and serves, and the page in a browser.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -18,6 +19,7 @@ use tower::Service;
 use super::connection::Serve;
 use super::gate::Connection;
 use super::observe::RequestMetrics;
+use super::web::{self, Web};
 use crate::archive::Archive;
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
@@ -28,24 +30,34 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 /// The media type of all else.
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
-/// What the pages tell of.
+/// What the second port tells of.
 #[derive(Clone)]
 pub(super) struct Pages {
     pub(super) archive: Archive,
     pub(super) search: Option<Search>,
     pub(super) metrics: RequestMetrics,
+    /// The page, unless the server does without.
+    pub(super) web: Option<Web>,
     pub(super) stop: CancellationToken,
 }
 
-impl Serve for Pages {
-    type Service = Self;
+/// The second port, for one connection.
+#[derive(Clone)]
+pub(super) struct Reader {
+    pages: Pages,
+    connection: Arc<Connection>,
+}
 
-    fn serve(&self, _connection: Arc<Connection>) -> Self {
-        self.clone()
+impl Serve for Pages {
+    type Service = Reader;
+
+    fn serve(&self, connection: Arc<Connection>) -> Reader {
+        let pages = self.clone();
+        Reader { pages, connection }
     }
 }
 
-impl Service<Request<Body>> for Pages {
+impl Service<Request<Body>> for Reader {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -55,34 +67,47 @@ impl Service<Request<Body>> for Pages {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let pages = self.clone();
-        Box::pin(async move { Ok(pages.answer(request.method(), request.uri().path()).await) })
+        let Self { pages, connection } = self.clone();
+        let (head, _) = request.into_parts();
+        Box::pin(async move { Ok(pages.answer(&head, &connection).await) })
     }
 }
 
 impl Pages {
-    async fn answer(&self, method: &Method, path: &str) -> Response<Body> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return page(StatusCode::METHOD_NOT_ALLOWED, TEXT_TYPE, "GET or HEAD\n");
+    async fn answer(&self, head: &Parts, connection: &Arc<Connection>) -> Response<Body> {
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, TEXT_TYPE, "GET or HEAD\n");
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            refusal.headers_mut().insert(header::ALLOW, allowed);
+            return refusal;
         }
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-        match path {
-            "/healthz" => page(StatusCode::OK, TEXT_TYPE, "lives\n"),
-            "/readyz" if self.stop.is_cancelled() => page(unavailable, TEXT_TYPE, "stops\n"),
-            "/readyz" => match self.archive.check_writes() {
-                Ok(()) => page(StatusCode::OK, TEXT_TYPE, "serves\n"),
-                Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
-            },
-            "/metrics" => match self.figures().await {
-                Ok(text) => page(StatusCode::OK, METRICS_TYPE, &text),
-                Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
-            },
-            _ => page(
-                StatusCode::NOT_FOUND,
-                TEXT_TYPE,
-                "/metrics, /healthz and /readyz are here\n",
-            ),
+        match head.uri.path() {
+            "/healthz" => return page(StatusCode::OK, TEXT_TYPE, "lives\n"),
+            "/readyz" if self.stop.is_cancelled() => {
+                return page(unavailable, TEXT_TYPE, "stops\n");
+            }
+            "/readyz" => {
+                return match self.archive.check_writes() {
+                    Ok(()) => page(StatusCode::OK, TEXT_TYPE, "serves\n"),
+                    Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
+                };
+            }
+            "/metrics" => {
+                return match self.figures().await {
+                    Ok(text) => page(StatusCode::OK, METRICS_TYPE, &text),
+                    Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
+                };
+            }
+            _ => {}
         }
+        if let Some(web) = &self.web
+            && let Some(response) = web.answer(&head.uri, &head.headers, connection).await
+        {
+            return response;
+        }
+        let here = "/metrics, /healthz and /readyz are here\n";
+        page(StatusCode::NOT_FOUND, TEXT_TYPE, here)
     }
 
     async fn figures(&self) -> Result<String> {
@@ -170,12 +195,5 @@ impl Pages {
 }
 
 fn page(status: StatusCode, kind: &'static str, text: &str) -> Response<Body> {
-    let mut response = Response::new(Body::new(text.to_owned()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    response
+    web::answer(status, kind, Body::new(text.to_owned()))
 }

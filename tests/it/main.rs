@@ -22,6 +22,8 @@ mod support;
 mod archive;
 // Backups: what they hold, that damage is refused, restores into every engine, and followers.
 mod backup;
+// gRPC-Web: what browsers send, from which sites, and that the limits hold for it.
+mod browser;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.
@@ -80,6 +82,8 @@ mod store;
 mod timeline;
 // What no compiler checks.
 mod tidy;
+// Spans of requests, as a collector gets them.
+mod traces;
 // Database files that are cut or rot.
 mod torn;
 // Damage: that verify finds it, and that reads of everything else go on.
@@ -88,3 +92,5 @@ mod verify;
 mod verify_command;
 // The change feed as clients see it.
 mod watch;
+// The page and its data, over HTTP and in Chromium.
+mod web;

@@ -24,9 +24,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const LOOKS_MAX: usize = 600;
 
 /// A root that signs certificates.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
@@ -59,19 +59,19 @@ impl Authority {
         self.sign("server", ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    fn client(&self, name: &str) -> (String, String) {
+    pub fn client(&self, name: &str) -> (String, String) {
         self.sign(name, ExtendedKeyUsagePurpose::ClientAuth)
     }
 }
 
 /// The files of an operator.
-struct Desk {
+pub struct Desk {
     folder: TempDir,
-    authority: Authority,
+    pub authority: Authority,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let authority = Authority::new();
         let desk = Self { folder, authority };
@@ -80,11 +80,11 @@ impl Desk {
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
@@ -107,7 +107,7 @@ impl Desk {
     }
 
     /// Adds an identity and returns the file of its token.
-    fn add(&self, name: &str, role: &str) -> String {
+    pub fn add(&self, name: &str, role: &str) -> String {
         let tokens = self.text("tokens.toml");
         let ran = self.run(&["token", "add", name, "--role", role, "--tokens", &tokens]);
         let token = ran.exits(0).out;
@@ -124,13 +124,13 @@ impl Desk {
         self.serve(&[&tls, flags].concat())
     }
 
-    async fn finish(&self) {
+    pub async fn finish(&self) {
         check_folder(&self.path("archive"), async |_| ()).await;
     }
 }
 
 /// A request that says who asks.
-fn signed<T>(request: T, token_file: &str) -> Request<T> {
+pub fn signed<T>(request: T, token_file: &str) -> Request<T> {
     let mut request = Request::new(request);
     let token = fs::read_to_string(token_file).unwrap();
     let value = format!("Bearer {}", token.trim()).parse().unwrap();

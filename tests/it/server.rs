@@ -58,7 +58,8 @@ impl TestServer {
         Self::serve_with(Limits::default(), false, options).await
     }
 
-    async fn serve_with(limits: Limits, is_searched: bool, options: ServeOptions) -> Self {
+    /// With other options.
+    pub async fn serve_with(limits: Limits, is_searched: bool, options: ServeOptions) -> Self {
         let store = Arc::new(MemoryStore::new());
         let (archive, guard) = Archive::open(store, limits).await.unwrap();
         let search = is_searched.then(|| Search::open(archive.clone(), Place::Memory).unwrap());
