@@ -24,7 +24,7 @@ use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, Listeners, ServeOptions, Services, Traces};
 use crate::search::Search;
-use crate::store;
+use crate::store::{self, Locator};
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
@@ -85,7 +85,7 @@ pub(super) struct Args {
     /// A folder, better on another disk, into which a backup follows the archive
     #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
     backup_to: Option<PathBuf>,
-    /// A collector that takes spans of requests by OTLP over gRPC, such as http://127.0.0.1:4317
+    /// A collector that takes spans of requests by OTLP over gRPC, such as `http://127.0.0.1:4317`
     #[arg(long, value_name = "URL", env = "PRESSMARK_OTLP_ENDPOINT")]
     otlp_endpoint: Option<String>,
     /// The share of requests, from 0 to 1, that begin a trace; those of a trace that a client began
@@ -133,11 +133,8 @@ pub(super) async fn run(
     shared: &Shared,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let tls = args.security.tls()?;
+    let mut options = options(&args)?;
     args.security.check(args.listen)?;
-    let grpc_web = args.web.origins()?;
-    let page = |address| args.web.page(address, &args.security);
-    args.http_listen.map(page).transpose()?;
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
@@ -147,10 +144,7 @@ pub(super) async fn run(
     // Sockets that systemd opened may be elsewhere than the flag says.
     args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
-    let has_page = http_address.map(page).transpose()? == Some(true);
-    let traces = args.otlp_endpoint.as_deref();
-    let traces = traces.map(|endpoint| Traces::open(endpoint, args.otlp_ratio));
-    let traces = traces.transpose()?;
+    options.page = args.web.page(http_address, &args.security)?;
     let store = store::open(&locator, shared.store_options()).await?;
     raise_file_limit();
     let limits = args.limits.archive();
@@ -178,28 +172,10 @@ pub(super) async fn run(
         open_ms = stats.store.open_micros / 1000,
         "opened {locator}"
     );
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    writeln!(out, "pressmark serves {locator} on {scheme}://{address}")?;
-    if let Some(address) = http_address {
-        let scheme = if args.web.http_tls { "https" } else { "http" };
-        writeln!(out, "its figures are on {scheme}://{address}/metrics")?;
-        if has_page {
-            writeln!(out, "its page is on {scheme}://{address}/")?;
-        }
-    }
-    out.flush()?;
+    announce(&locator, (address, http_address), &options, out)?;
     let listeners = Listeners { grpc, http };
     tell_systemd(NotifyState::Ready);
-    let options = ServeOptions {
-        drain: Duration::from_secs(args.drain_seconds.into()),
-        limits: args.limits.service(),
-        tls,
-        credentials: args.security.tokens.clone(),
-        page: has_page,
-        http_tls: args.web.http_tls,
-        grpc_web,
-        traces: traces.clone(),
-    };
+    let traces = options.traces.clone();
     let scrub = (!args.scrub_interval.is_zero()).then(|| {
         let schedule = scrub::Schedule {
             interval: args.scrub_interval,
@@ -235,6 +211,42 @@ pub(super) async fn run(
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)
+}
+
+/// What the flags say of serving, but for the page.
+fn options(args: &Args) -> Result<ServeOptions> {
+    let traces = args.otlp_endpoint.as_deref();
+    let traces = traces.map(|endpoint| Traces::open(endpoint, args.otlp_ratio));
+    Ok(ServeOptions {
+        drain: Duration::from_secs(args.drain_seconds.into()),
+        limits: args.limits.service(),
+        tls: args.security.tls()?,
+        credentials: args.security.tokens.clone(),
+        page: false,
+        http_tls: args.web.http_tls,
+        grpc_web: args.web.origins()?,
+        traces: traces.transpose()?,
+    })
+}
+
+/// Says where the server is, as the first lines that it prints.
+fn announce(
+    locator: &Locator,
+    (grpc, http): (SocketAddr, Option<SocketAddr>),
+    options: &ServeOptions,
+    out: &mut (dyn Write + Send),
+) -> std::io::Result<()> {
+    let scheme = |has_tls| if has_tls { "https" } else { "http" };
+    let first = scheme(options.tls.is_some());
+    writeln!(out, "pressmark serves {locator} on {first}://{grpc}")?;
+    if let Some(http) = http {
+        let second = scheme(options.http_tls);
+        writeln!(out, "its figures are on {second}://{http}/metrics")?;
+        if options.page {
+            writeln!(out, "its page is on {second}://{http}/")?;
+        }
+    }
+    out.flush()
 }
 
 /// The sockets that systemd opened, the first for gRPC and the second for HTTP, or else those that

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codec::CompressionEncoding;
@@ -138,41 +139,103 @@ pub async fn serve(
 ) -> Result<()> {
     let (services, listeners) = (services.into(), listeners.into());
     let archive = services.archive.clone();
-    let limits = *archive.limits();
-    let access = match &options.credentials {
-        Some(file) => Some(Reload::open(vec![file.clone()], credentials).await?),
-        None => None,
+    let files = Files::open(&options).await?;
+    let (port, http, health) = ports(services, &files, &options).await?;
+    let accepting = async {
+        let http = async {
+            match listeners.http {
+                Some(listener) => http.accept(listener).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::join!(port.clone().accept(listeners.grpc), http);
     };
-    if options.http_tls && options.tls.is_none() {
-        let what = "the second port has TLS only if the first one has";
-        return Err(Error::field(Reason::ArgumentInvalid, "http-tls", what));
+    let following = async {
+        tokio::join!(
+            follow(files.access),
+            follow(files.tls),
+            watch_writes(&archive, &health)
+        );
+    };
+    tokio::select! {
+        () = accepting => {}
+        () = following => {}
+        () = stop => {}
     }
-    let clients = match access {
-        Some(_) => ClientCertificate::Optional,
-        None => ClientCertificate::Required,
-    };
-    let tls = match &options.tls {
-        Some(files) => Some(tls::open(files, clients).await?),
-        None => None,
-    };
-    let stopping = CancellationToken::new();
+    set_health(&health, ServingStatus::NotServing).await;
+    drain(&port, options.drain).await;
+    Ok(())
+}
+
+/// Stops what is served, and waits until it has ended.
+async fn drain<S>(port: &Port<S>, drain: Duration) {
+    port.stop.cancel();
+    port.tasks.close();
+    let ended = tokio::time::timeout(drain, port.tasks.wait()).await;
+    if ended.is_ok() {
+        return;
+    }
+    tracing::warn!(?drain, "requests were still open and are cut off");
+    port.cut.cancel();
+    // Without it the archive could be closed under a request.
+    let ended = tokio::time::timeout(CUT_TIMEOUT, port.tasks.wait()).await;
+    if ended.is_err() {
+        tracing::warn!("connections do not end");
+    }
+}
+
+/// The files that are read again when they change.
+struct Files {
+    access: Option<Reload<Credentials>>,
+    tls: Option<Reload<ServerConfig>>,
+}
+
+impl Files {
+    async fn open(options: &ServeOptions) -> Result<Self> {
+        if options.http_tls && options.tls.is_none() {
+            let what = "the second port has TLS only if the first one has";
+            return Err(Error::field(Reason::ArgumentInvalid, "http-tls", what));
+        }
+        let access = match &options.credentials {
+            Some(file) => Some(Reload::open(vec![file.clone()], credentials).await?),
+            None => None,
+        };
+        let clients = match access {
+            Some(_) => ClientCertificate::Optional,
+            None => ClientCertificate::Required,
+        };
+        let tls = match &options.tls {
+            Some(files) => Some(tls::open(files, clients).await?),
+            None => None,
+        };
+        Ok(Self { access, tls })
+    }
+}
+
+/// Both ports, and the handle that tells whether the services serve.
+async fn ports(
+    services: Services,
+    files: &Files,
+    options: &ServeOptions,
+) -> Result<(Port<Grpc>, Port<Pages>, HealthReporter)> {
+    let limits = *services.archive.limits();
+    let stop = CancellationToken::new();
     let metrics = RequestMetrics::default();
     let callers = Callers {
-        access: access.as_ref().map(Reload::current),
+        access: files.access.as_ref().map(Reload::current),
         origins: options.grpc_web.clone(),
         traces: options.traces.clone(),
     };
     let shared = Shared::new(options.limits, &limits, callers, metrics.clone());
     let shared = Arc::new(shared);
-    let articles = articles(&services, &options.limits, &stopping);
+    let articles = articles(&services, &options.limits, &stop);
+    let web = || Web::new(articles.clone(), Arc::clone(&shared), audience(options));
     let pages = Pages {
-        archive: archive.clone(),
+        archive: services.archive.clone(),
         search: services.search.clone(),
         metrics,
-        web: options
-            .page
-            .then(|| Web::new(articles.clone(), Arc::clone(&shared), audience(&options))),
-        stop: stopping.clone(),
+        web: options.page.then(web),
+        stop: stop.clone(),
     };
     let (routes, health) = routes(services, articles, &options.limits).await?;
     let port = Port {
@@ -188,9 +251,9 @@ pub async fn serve(
             None => Protocols::Http2,
         },
         streams_max: limits.connection_streams_max,
-        tls: tls.as_ref().map(Reload::current),
+        tls: files.tls.as_ref().map(Reload::current),
         tasks: TaskTracker::new(),
-        stop: stopping.clone(),
+        stop,
         cut: CancellationToken::new(),
     };
     let http = Port {
@@ -201,45 +264,11 @@ pub async fn serve(
         places: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)),
         shared: Arc::clone(&port.shared),
         tasks: port.tasks.clone(),
-        stop: stopping.clone(),
+        stop: port.stop.clone(),
         cut: port.cut.clone(),
         streams_max: port.streams_max,
     };
-    let accepting = async {
-        let http = async {
-            match listeners.http {
-                Some(listener) => http.accept(listener).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::join!(port.clone().accept(listeners.grpc), http);
-    };
-    let following = async {
-        tokio::join!(follow(access), follow(tls), watch_writes(&archive, &health));
-    };
-    tokio::select! {
-        () = accepting => {}
-        () = following => {}
-        () = stop => {}
-    }
-    set_health(&health, ServingStatus::NotServing).await;
-    stopping.cancel();
-    port.tasks.close();
-    if tokio::time::timeout(options.drain, port.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(drain = ?options.drain, "requests were still open and are cut off");
-        port.cut.cancel();
-        // Without it the archive could be closed under a request.
-        if tokio::time::timeout(CUT_TIMEOUT, port.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("connections do not end");
-        }
-    }
-    Ok(())
+    Ok((port, http, health))
 }
 
 fn places(limits: &ServiceLimits) -> Arc<Semaphore> {

@@ -9,7 +9,7 @@ use pressmark::rpc::proto;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -549,6 +549,7 @@ async fn a_network_gets_a_page_only_with_tls_and_identities() {
     assert!(refused(&on).contains("--http-tls and --tokens"));
     assert!(refused(&[&on[..], &["--tokens", &tokens]].concat()).contains("tokens can be read"));
     assert!(refused(&["--http-tls"]).contains("http-tls"));
+    assert!(refused(&["--web", "on"]).contains("--http-listen"));
     let tls = [
         "--tls-cert",
         certificate.as_str(),
@@ -606,7 +607,7 @@ async fn fill(site: &Site) {
         nanos: 0,
     };
     for number in 0..80_i64 {
-        let at = (number * number) as usize;
+        let place = [0, 0, 0, 1, 1, 2, 2, 3, 4, 5, 6][number as usize % 11];
         let article = proto::Article {
             title: format!("Rates of the {number}. day are held while markets wait"),
             published_at: Some(day(number)),
@@ -615,7 +616,7 @@ async fn fill(site: &Site) {
             } else {
                 String::new()
             },
-            source: names[at % names.len()].into(),
+            source: names[place].into(),
             url: format!("https://gazette.example/{number}"),
             body: format!(
                 "The bank left its rate where it was.\n\n\"We see no reason to move,\" said governor {number}.\n"
@@ -669,20 +670,38 @@ async fn fill(site: &Site) {
     site.searchable("budget", 3).await;
 }
 
+/// Another site, on this machine: one page without anything, and the site's origin.
+async fn another_site() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let origin = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            // Chromium opens connections that it does not use.
+            if socket.read(&mut request).await.is_ok_and(|count| count > 0) {
+                let answer = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 20\r\n\
+                    connection: close\r\n\r\n<title>site</title>\n";
+                let _ = socket.write_all(answer.as_bytes()).await;
+            }
+        }
+    });
+    origin
+}
+
 /// Runs the script that drives Chromium.
-fn drive(mode: &str, addresses: &[&str]) {
+async fn drive(mode: &'static str, arguments: &[&str]) {
+    let arguments: Vec<String> = arguments.iter().map(|text| (*text).to_owned()).collect();
     let modules = std::env::var("NODE_PATH").expect("NODE_PATH names the folder of its packages");
     assert!(
         Path::new(&modules).join("playwright-core").exists(),
         "{modules}"
     );
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/web.js");
-    let ran = Ran::of(
-        std::process::Command::new("node")
-            .args([script, mode])
-            .args(addresses),
-    );
-    let ran = ran.exits(0);
+    let running = move || {
+        let mut command = std::process::Command::new("node");
+        Ran::of(command.args([script, mode]).args(arguments))
+    };
+    let ran = tokio::task::spawn_blocking(running).await.unwrap().exits(0);
     assert!(ran.out.ends_with("the browser is content\n"), "{}", ran.out);
 }
 
@@ -691,13 +710,14 @@ fn drive(mode: &str, addresses: &[&str]) {
 async fn the_page_works_in_chromium() {
     let folder = TempDir::new().unwrap();
     let archive = folder.path().join("archive");
-    let flags = ["--grpc-web", "on", "--cors-origin", "http://localhost:5999"];
+    let other = another_site().await;
+    let flags = ["--grpc-web", "on", "--cors-origin", &other];
     let site = Site::start(&archive, &flags);
     let page = format!("http://{}", site.http);
-    drive("empty", &[&page]);
+    drive("empty", &[&page]).await;
     fill(&site).await;
-    drive("page", &[&page]);
-    drive("grpc-web", &[&site.server.address]);
+    drive("page", &[&page]).await;
+    drive("grpc-web", &[&site.server.address, &other]).await;
     assert!(site.server.terminate());
     check_folder(&archive, async |_| ()).await;
 }
@@ -709,7 +729,7 @@ async fn the_page_asks_for_a_token_in_chromium() {
     let reader = desk.add("desk", "reader");
     let tokens = desk.text("tokens.toml");
     let site = Site::start(&desk.path("archive"), &["--tokens", &tokens]);
-    drive("token", &[&format!("http://{}", site.http), &reader]);
+    drive("token", &[&format!("http://{}", site.http), &reader]).await;
     assert!(site.server.terminate());
     desk.finish().await;
 }

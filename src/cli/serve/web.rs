@@ -29,7 +29,7 @@ pub(super) struct WebArgs {
         default_value = "off"
     )]
     grpc_web: Switch,
-    /// A site whose pages may do so, such as https://desk.example; may be given several times; * for
+    /// A site whose pages may do so, such as `https://desk.example`; may be given several times; * for
     /// all sites
     #[arg(
         long = "cors-origin",
@@ -52,8 +52,15 @@ impl WebArgs {
         }
     }
 
-    /// Whether the page is served on an address. One that others reach needs what gRPC needs there.
-    pub(super) fn page(&self, listen: SocketAddr, security: &SecurityArgs) -> Result<bool> {
+    /// Whether the page is served on the second address. One that others reach needs what gRPC needs there.
+    pub(super) fn page(&self, http: Option<SocketAddr>, security: &SecurityArgs) -> Result<bool> {
+        let Some(listen) = http else {
+            if self.web == Some(Switch::On) {
+                let what = "a page needs an address, which --http-listen gives it";
+                return Err(Error::field(Reason::ArgumentInvalid, "web", what));
+            }
+            return Ok(false);
+        };
         let lacks = security.lacks(listen, self.http_tls, "--http-tls");
         match (self.web, lacks) {
             (Some(Switch::Off), _) => Ok(false),

@@ -87,6 +87,11 @@ async function ask(path, parameters = {}) {
   return value;
 }
 
+function rest(place) {
+  place.removeAttribute('aria-busy');
+  place.classList.remove('busy');
+}
+
 /** Runs what asks; an error is drawn in a place, and a missing token asked for. */
 async function guarded(place, work) {
   place.setAttribute('aria-busy', 'true');
@@ -104,15 +109,13 @@ async function guarded(place, work) {
       place.replaceChildren(make('div', { class: 'notice', role: 'alert' }, make('p', {}, what), again));
     }
   } finally {
-    if (!signal.aborted) {
-      place.removeAttribute('aria-busy');
-      place.classList.remove('busy');
-    }
+    if (!signal.aborted) rest(place);
   }
 }
 
 function signIn(error) {
   asking.abort();
+  document.querySelectorAll('[aria-busy]').forEach(rest);
   const known = sessionStorage.getItem(TOKEN);
   sessionStorage.removeItem(TOKEN);
   $('forget').hidden = true;
@@ -157,7 +160,8 @@ function addressOf(filters, token = '') {
   return text ? `#/?${text}` : '#/';
 }
 
-const go = (changes) => { location.hash = addressOf({ ...state, ...changes }); };
+// From the address and not from the state, which is behind it until the browser has told of a change.
+const go = (changes) => { location.hash = addressOf({ ...read(), ...changes }); };
 const selector = () => ({ source: state.source, after: state.after, before: state.before });
 const isFiltered = () => Boolean(state.q || state.source.length || state.after || state.before);
 
@@ -172,12 +176,10 @@ async function show() {
   only('browsing');
   document.title = state.q ? `${state.q} - pressmark` : 'pressmark';
   drawFilters();
-  const same = (name) => JSON.stringify(before[name]) === JSON.stringify(state[name]);
-  const isTimelineKept = !isReturn && ['source', 'after', 'before', 'bucket'].every(same) && $('timeline').querySelector('svg');
   await Promise.all([
     // What is wrong, the list tells.
     sourceNames.length === 0 ? loadSources().catch(() => {}) : undefined,
-    isTimelineKept ? undefined : guarded($('timeline'), loadTimeline),
+    drawnKey === timelineKey() ? undefined : guarded($('timeline'), loadTimeline),
     guarded($('list'), loadList),
   ]);
   if (isReturn && !$('browsing').hidden) ($(`a-${opened}`) ?? $('list-title')).focus();
@@ -232,8 +234,12 @@ const clear = () => { go({ q: '', source: [], after: '', before: '', order: '' }
 
 // ---- the timeline
 
+let drawnKey = '';
+const timelineKey = () => JSON.stringify([state.source, state.after, state.before, state.bucket]);
+
 /** Asks for as much as can be drawn: which sources are the largest, how fine the bars may be, and the counts. */
 async function loadTimeline() {
+  drawnKey = '';
   const yearly = await ask('timeline', { ...selector(), bucket: 'year', by_source: true });
   const sizes = yearly.series.map(({ source, counts }) => [source, counts.reduce((sum, one) => sum + one.article_count, 0)]);
   sizes.sort((a, b) => b[1] - a[1]);
@@ -270,6 +276,7 @@ async function loadTimeline() {
     }
   }
   drawTimeline({ bucket, total, split, sizes: new Map(sizes), undated });
+  drawnKey = timelineKey();
 }
 
 async function counted(bucket) {
