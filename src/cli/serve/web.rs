@@ -29,11 +29,12 @@ pub(super) struct WebArgs {
         default_value = "off"
     )]
     grpc_web: Switch,
-    /// A site whose pages may do so, such as `https://desk.example`; may be given several times; * for
-    /// all sites
+    /// A site whose pages may do so, such as `https://desk.example`; may be given several times, or
+    /// with commas; * for all sites
     #[arg(
         long = "cors-origin",
         value_name = "ORIGIN",
+        value_delimiter = ',',
         env = "PRESSMARK_CORS_ORIGIN"
     )]
     cors_origins: Vec<String>,

@@ -456,6 +456,7 @@ function item(article, { title = article.title, snippet, tag, isCurrent } = {}) 
 
 async function loadList() {
   $('pager').hidden = true;
+  $('count').textContent = '';
   const page = { page_size: PAGE_SIZE, page_token: state.token, order: state.order };
   const answer = state.q
     ? await ask('search', { ...selector(), ...page, q: state.q })
