@@ -145,7 +145,8 @@ impl http_body::Body for RequestBody {
                         return Poll::Ready(Some(Ok(frame)));
                     }
                 }
-                Poll::Ready(end) => return Poll::Ready(end),
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(mended(status)))),
+                Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
                     let Some(idle) = &mut this.idle else {
                         return Poll::Pending;
@@ -166,6 +167,14 @@ impl http_body::Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         self.inner.size_hint()
     }
+}
+
+/// Whoever sends gRPC-Web that is no base64 made the mistake, not the server.
+fn mended(status: Status) -> Status {
+    if status.code() == Code::Internal && status.message().starts_with("tonic-web: ") {
+        return status_of(&Error::new(Reason::MessageMalformed, status.message()));
+    }
+    status
 }
 
 /// Since when a client has not taken what a stream has for it.

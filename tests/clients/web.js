@@ -29,8 +29,8 @@ async function open(target, options = {}) {
   const page = await context.newPage();
   page.on('pageerror', (error) => complaints.push(error.stack));
   page.on('console', (message) => {
-    // An answer of 400, 401 or 404 is one that the page handles, and the browser tells of it all the same.
-    const isExpected = message.text().includes('Failed to load resource') && /status of 40[014]/.test(message.text());
+    // An answer of 400, 401, 404 or 429 is one that the page handles, and the browser tells of it all the same.
+    const isExpected = message.text().includes('Failed to load resource') && /status of (40[014]|429)/.test(message.text());
     if (['error', 'warning'].includes(message.type()) && !isExpected) complaints.push(message.text());
   });
   page.on('dialog', (dialog) => complaints.push(`dialog: ${dialog.message()}`));
@@ -115,6 +115,14 @@ async function readsTimeline() {
   const unit = heights[0][1] / heights[0][0];
   for (const [size, height] of heights) assert.ok(Math.abs(height - size * unit) < 1, `${size} is ${height} high`);
   await shoot(page, 'light');
+
+  // So many sources that they cannot be counted by year: the largest of all are drawn.
+  const drawn = await page.locator('.legend').textContent();
+  const refusal = { error: { reason: 'TOO_MANY_BUCKETS', message: 'too many' } };
+  await page.route('**/api/timeline?bucket=year&by_source=true', (route) => route.fulfill({ status: 429, json: refusal }));
+  await page.reload();
+  await idle(page);
+  assert.strictEqual(await page.locator('.legend').textContent(), drawn);
 }
 
 async function worksByKeyboard() {

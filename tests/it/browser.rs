@@ -191,6 +191,10 @@ async fn errors_and_limits_are_those_of_every_client() {
         "ARTICLE_INVALID"
     );
 
+    let answer = call(&server, "PutArticle", TEXT, &writer, b"no base64!").await;
+    let trailers = check_code(&answer, Code::InvalidArgument);
+    assert_eq!(reason(&trailers), "MESSAGE_MALFORMED");
+
     // A message that claims too much, and one that becomes too much.
     let claims = [&[0][..], &u32::MAX.to_be_bytes(), b"rest"].concat();
     let answer = call(&server, "PutArticle", BINARY, &writer, &claims).await;

@@ -138,6 +138,7 @@ let state = {};
 let back = '#/';
 let opened = '';
 let sourceNames = [];
+let sourcesLoaded;
 const pages = new Map();
 
 function read() {
@@ -176,9 +177,10 @@ async function show() {
   only('browsing');
   document.title = state.q ? `${state.q} - pressmark` : 'pressmark';
   drawFilters();
+  // What is wrong, the list tells.
+  if (sourceNames.length === 0) sourcesLoaded = loadSources().catch(() => {});
   await Promise.all([
-    // What is wrong, the list tells.
-    sourceNames.length === 0 ? loadSources().catch(() => {}) : undefined,
+    sourcesLoaded,
     drawnKey === timelineKey() ? undefined : guarded($('timeline'), loadTimeline),
     guarded($('list'), loadList),
   ]);
@@ -237,21 +239,32 @@ const clear = () => { go({ q: '', source: [], after: '', before: '', order: '' }
 let drawnKey = '';
 const timelineKey = () => JSON.stringify([state.source, state.after, state.before, state.bucket]);
 
+/** The years with articles, and the largest sources. Where these are too many to count by year, those with the most articles in all. */
+async function overview() {
+  const starts = (series) => series.flatMap(({ counts }) => counts.map((one) => Date.parse(one.start)));
+  const undated = (series) => series.reduce((sum, one) => sum + one.undated_count, 0);
+  try {
+    const { series } = await ask('timeline', { ...selector(), bucket: 'year', by_source: true });
+    const sizes = series.map(({ source, counts }) => [source, counts.reduce((sum, one) => sum + one.article_count, 0)]);
+    const names = sizes.filter(([, size]) => size > 0).sort((a, b) => b[1] - a[1]).map(([name]) => name);
+    return { names, years: starts(series), undated: undated(series) };
+  } catch (error) {
+    if (error.reason !== 'TOO_MANY_BUCKETS') throw error;
+  }
+  const [{ series }] = await Promise.all([ask('timeline', { ...selector(), bucket: 'year' }), sourcesLoaded]);
+  return { names: state.source.length > 0 ? state.source : sourceNames, years: starts(series), undated: undated(series) };
+}
+
 /** Asks for as much as can be drawn: which sources are the largest, how fine the bars may be, and the counts. */
 async function loadTimeline() {
   drawnKey = '';
-  const yearly = await ask('timeline', { ...selector(), bucket: 'year', by_source: true });
-  const sizes = yearly.series.map(({ source, counts }) => [source, counts.reduce((sum, one) => sum + one.article_count, 0)]);
-  sizes.sort((a, b) => b[1] - a[1]);
-  const undated = yearly.series.reduce((sum, one) => sum + one.undated_count, 0);
-  const top = sizes.filter(([, size]) => size > 0).slice(0, TOP_SOURCES);
-  const years = yearly.series.flatMap(({ counts }) => counts.map((one) => Date.parse(one.start)));
+  const { names, years, undated } = await overview();
   if (years.length === 0) {
     const what = undated ? `${count(undated, 'article')} here, without a date.` : 'Nothing to draw.';
     $('timeline').replaceChildren(make('p', { class: 'empty' }, what));
     return;
   }
-  let first = Math.min(...years);
+  let first = years.reduce((a, b) => Math.min(a, b));
   let end = behind('year', years.reduce((a, b) => Math.max(a, b)));
   const room = Math.max(60, Math.floor(($('timeline').clientWidth - 44) / 5));
   let bucket = state.bucket;
@@ -267,15 +280,12 @@ async function loadTimeline() {
     if (bucket !== 'day') total = undefined;
   }
   total ??= await counted(bucket);
-  const names = top.map(([name]) => name);
-  const split = new Map(names.map((name) => [name, new Map()]));
-  if (names.length > 0) {
-    const answer = await ask('timeline', { ...selector(), source: names, bucket, by_source: true });
-    for (const { source, counts } of answer.series) {
-      if (split.has(source)) split.set(source, new Map(counts.map((one) => [Date.parse(one.start), one.article_count])));
-    }
+  const split = new Map(names.slice(0, TOP_SOURCES).map((name) => [name, new Map()]));
+  const answer = await ask('timeline', { ...selector(), source: [...split.keys()], bucket, by_source: true });
+  for (const { source, counts } of answer.series) {
+    if (split.has(source)) split.set(source, new Map(counts.map((one) => [Date.parse(one.start), one.article_count])));
   }
-  drawTimeline({ bucket, total, split, sizes: new Map(sizes), undated });
+  drawTimeline({ bucket, total, split, undated });
   drawnKey = timelineKey();
 }
 
@@ -295,7 +305,7 @@ function colourOf(names) {
   return (name) => colours.get(name) ?? TOP_SOURCES;
 }
 
-function drawTimeline({ bucket, total, split, sizes, undated }) {
+function drawTimeline({ bucket, total, split, undated }) {
   const colour = colourOf([...split.keys()]);
   const columns = [];
   const end = Math.max(...total.keys());
@@ -327,9 +337,11 @@ function drawTimeline({ bucket, total, split, sizes, undated }) {
     $('list-title').focus();
   };
   const svg = plot(columns, bucket, { colour, say, tell, open });
-  const others = [...sizes].filter(([name]) => !split.has(name)).reduce((sum, [, size]) => sum + size, 0);
+  const sum = (counts) => [...counts.values()].reduce((a, b) => a + b, 0);
+  const sizes = new Map([...split].map(([name, counts]) => [name, sum(counts)]));
+  const others = sum(total) - sum(sizes);
   $('timeline').replaceChildren(svg, readout, legend(split, sizes, others, colour), tableOf(columns, bucket, [...split.keys()], others > 0));
-  redraw = () => drawTimeline({ bucket, total, split, sizes, undated });
+  redraw = () => drawTimeline({ bucket, total, split, undated });
 }
 
 let redraw = () => {};
