@@ -1,5 +1,5 @@
-//! The gRPC service: converts messages to calls of the archive and back. Knows no store, no key and
-//! no record. With the client, the only place that names tonic.
+//! The gRPC service: converts messages to calls of the archive and back. The page in a browser asks the
+//! same methods. Knows no store, no key and no record. With the client, the only place that names tonic.
 
 mod admin;
 mod article;

@@ -446,6 +446,41 @@ async fn data_need_the_token_that_grpc_needs() {
     desk.finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_no_answer_loses_the_connection() {
+    let folder = TempDir::new().unwrap();
+    let archive = folder.path().join("archive");
+    let site = Site::start(&archive, &["--stream-idle-max", "1s", "--search", "off"]);
+    // JSON makes six bytes of each, more than the system keeps for a reader.
+    let body = "\u{1}".repeat(3_000_000);
+    let article = proto::Article { body, ..message(1) };
+    let id = site.put(article).await;
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut slow = socket.connect(site.http.parse().unwrap()).await.unwrap();
+    let path = format!("/api/articles/{id}");
+    let request = request(&site.http, "GET", &path, &[], b"");
+    slow.write_all(&request).await.unwrap();
+    let mut looks = tokio::time::interval(Duration::from_millis(50));
+    for look in 0.. {
+        assert!(look < 600, "it is still connected");
+        looks.tick().await;
+        // The one that asks is the last that is connected.
+        let figures = site.get("/metrics").await;
+        if figures.text().contains("\npressmark_connections 1\n") {
+            break;
+        }
+    }
+    let mut taken = Vec::new();
+    // It may end with a reset.
+    let _ = slow.read_to_end(&mut taken).await;
+    assert!(taken.len() < 18_000_000, "{} bytes", taken.len());
+    let whole = site.get(&path).await;
+    assert!(whole.body.len() > 18_000_000, "{}", whole.body.len());
+    assert!(site.server.terminate());
+    check_folder(&archive, async |_| ()).await;
+}
+
 /// Asks over TLS, with a client's certificate or without.
 async fn get_tls(
     desk: &Desk,

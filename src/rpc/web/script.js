@@ -396,7 +396,7 @@ function plot(columns, bucket, { colour, say, tell, open }) {
       group.append(make('svg:rect', { class: `c${colour(name)}`, x: x + gap / 2, y: to, width: Math.max(pitch - gap, 1), height: Math.max(from - to, 0.5) }));
     }
     svg.append(group);
-    if (number % every === 0 && (number + every * 0.6 < columns.length || number === 0)) {
+    if (isTick(bucket, column.at, number, every) && (number + every * 0.6 < columns.length || number === 0)) {
       const year = new Date(column.at).getUTCFullYear();
       const isNew = lastYear !== year && bucket === 'month';
       lastYear = year;
@@ -408,6 +408,16 @@ function plot(columns, bucket, { colour, say, tell, open }) {
     }
   });
   return svg;
+}
+
+/** Whether a bar has a label, where one in so many may: months have theirs in every year at the same ones. */
+function isTick(bucket, at, number, every) {
+  if (bucket !== 'month' && bucket !== 'year') return number % every === 0;
+  const date = new Date(at);
+  if (bucket === 'year') return date.getUTCFullYear() % [1, 2, 5, 10, 20, 50, 100, 1000].find((step) => step >= every) === 0;
+  const months = [1, 2, 3, 4, 6, 12].find((step) => step >= every);
+  if (months) return date.getUTCMonth() % months === 0;
+  return date.getUTCMonth() === 0 && date.getUTCFullYear() % Math.ceil(every / 12) === 0;
 }
 
 /** Moves the focus among the bars, of which one is in the order of the Tab key. */
