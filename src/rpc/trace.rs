@@ -48,7 +48,8 @@ pub struct Traces {
 }
 
 impl Traces {
-    /// Prepares to send spans to a collector, which need not be there yet. `ratio` is the share of the
+    /// Prepares to send spans to a collector, which need not be there yet, from within a runtime. With
+    /// `https` its certificate has to come from a root of the system. `ratio` is the share of the
     /// traces that begin here; those that a caller began are followed if he follows them.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ const complaints = [];
 /** Opens the page; whatever it complains of fails the test at the end. */
 async function open(target, options = {}) {
   await context?.close();
-  context = await browser.newContext({ viewport: WIDE, ...options });
+  context = await browser.newContext({ viewport: WIDE, ignoreHTTPSErrors: true, ...options });
   const page = await context.newPage();
   page.on('pageerror', (error) => complaints.push(error.stack));
   page.on('console', (message) => {
@@ -326,6 +326,8 @@ async function asksForToken() {
   await page.keyboard.press('Enter');
   await page.locator('#list strong').waitFor();
   assert.strictEqual((await focused(page)).id, 'words');
+  const protocols = await page.evaluate(() => performance.getEntriesByType('resource').map((entry) => entry.nextHopProtocol));
+  assert.ok(protocols.includes('h2'), protocols.join());
   assert.ok(!page.url().includes('pm_'));
   await page.reload();
   await page.locator('#list strong').waitFor();

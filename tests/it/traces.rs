@@ -17,8 +17,10 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use pressmark::rpc::proto;
 use tempfile::TempDir;
 use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
+use crate::security::Desk;
 use crate::server::{ServerProcess, check_folder, message};
 
 /// A caller's trace, its span in it, and whether the caller records it.
@@ -43,10 +45,13 @@ impl TraceService for Collector {
 impl Collector {
     /// Starts it and returns where it is.
     async fn start(&self) -> String {
+        self.start_on(Server::builder(), "http").await
+    }
+
+    async fn start_on(&self, mut server: Server, scheme: &str) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
-        let service = TraceServiceServer::new(self.clone());
-        let server = tonic::transport::Server::builder().add_service(service);
+        let address = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let server = server.add_service(TraceServiceServer::new(self.clone()));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         address
     }
@@ -202,6 +207,37 @@ async fn only_the_share_that_is_asked_for_is_traced() {
         .collect();
     assert_eq!(traces, [TRACE]);
     check_folder(&archive, async |_| ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_is_reached_over_tls() {
+    let desk = Desk::new();
+    let pem = |name: &str| std::fs::read_to_string(desk.path(name)).unwrap();
+    let tls = ServerTlsConfig::new().identity(Identity::from_pem(pem("cert.pem"), pem("key.pem")));
+    let collector = Collector::default();
+    let server = Server::builder().tls_config(tls).unwrap();
+    let endpoint = collector.start_on(server, "https").await;
+    for (roots, count) in [("ca.pem", 1), ("tokens.toml", 0)] {
+        let mut command = crate::cli::program();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--otlp-endpoint"]);
+        command
+            .arg(&endpoint)
+            .arg("--archive")
+            .arg(desk.path("archive"));
+        // The roots of the system, which the collector's certificate has to come from.
+        command
+            .env("SSL_CERT_FILE", desk.path(roots))
+            .env("PRESSMARK_LOG", "error");
+        let server = ServerProcess::of(command);
+        let mut articles = crate::server::articles(&server.address).await;
+        let counting = articles.count_articles(proto::CountArticlesRequest::default());
+        counting.await.unwrap();
+        drop(articles);
+        assert!(server.terminate());
+        let taken = std::mem::take(&mut *collector.0.lock().unwrap());
+        assert_eq!(taken.len(), count, "with the roots in {roots}");
+    }
+    desk.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -763,8 +763,12 @@ async fn the_page_asks_for_a_token_in_chromium() {
     let desk = Desk::new();
     let reader = desk.add("desk", "reader");
     let tokens = desk.text("tokens.toml");
-    let site = Site::start(&desk.path("archive"), &["--tokens", &tokens]);
-    drive("token", &[&format!("http://{}", site.http), &reader]).await;
+    let (certificate, key) = (desk.text("cert.pem"), desk.text("key.pem"));
+    let mut flags = vec!["--tokens", &tokens, "--http-tls"];
+    flags.extend(["--tls-cert", &certificate, "--tls-key", &key]);
+    // Over TLS, where Chromium speaks HTTP/2.
+    let site = Site::start(&desk.path("archive"), &flags);
+    drive("token", &[&format!("https://{}", site.http), &reader]).await;
     assert!(site.server.terminate());
     desk.finish().await;
 }
