@@ -21,12 +21,16 @@ use crate::archive::backup::Follower;
 use crate::archive::{Archive, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, Listeners, ServeOptions, Services};
+use crate::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services};
 use crate::search::Search;
 use crate::store;
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
+
+/// File descriptors that connections leave to the archive, the search index, backups and files that are
+/// read again; half of all if there are few.
+const RESERVED_FILES: u64 = 256;
 
 /// SIGXFSZ, which has this number on all systems that the server runs on.
 const SIZE_SIGNAL: i32 = 25;
@@ -112,6 +116,9 @@ pub(super) async fn run(
 ) -> CommandResult {
     let tls = args.security.tls()?;
     args.security.check(args.listen)?;
+    if let Some(address) = args.http_listen {
+        args.security.check_http(address)?;
+    }
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
@@ -121,8 +128,11 @@ pub(super) async fn run(
     // Sockets that systemd opened may be elsewhere than the flag says.
     args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    if let Some(address) = http_address {
+        args.security.check_http(address)?;
+    }
     let store = store::open(&locator, shared.store_options()).await?;
-    raise_file_limit();
+    let files_max = raise_file_limit();
     let limits = args.limits.archive();
     let (archive, guard) = match args.near_copies {
         None => Archive::open(store, limits).await?,
@@ -158,7 +168,7 @@ pub(super) async fn run(
     tell_systemd(NotifyState::Ready);
     let options = ServeOptions {
         drain: Duration::from_secs(args.drain_seconds.into()),
-        limits: args.limits.service(),
+        limits: within_files(args.limits.service(), files_max),
         tls,
         credentials: args.security.tokens.clone(),
     };
@@ -253,7 +263,8 @@ async fn load_digests(archive: Archive) {
 }
 
 /// Every connection takes a file descriptor, of which most systems give a process 1,024 until it asks.
-fn raise_file_limit() {
+/// Returns how many it may have.
+fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -261,6 +272,27 @@ fn raise_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// Takes no more connections than there are file descriptors for: whoever connects must not keep the
+/// archive from opening its files.
+fn within_files(limits: ServiceLimits, files_max: u64) -> ServiceLimits {
+    let room = files_max - RESERVED_FILES.min(files_max / 2);
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    if room < limits.connections_max {
+        tracing::warn!(
+            files_max,
+            connections_max = room,
+            asked = limits.connections_max,
+            "the process may have too few files open for so many connections"
+        );
+    }
+    ServiceLimits {
+        connections_max: limits.connections_max.min(room),
+        ..limits
     }
 }
 

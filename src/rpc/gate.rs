@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -36,8 +38,13 @@ const REQUEST_ID: &str = "x-request-id";
 /// Bytes of such a name.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Keys of the rate limiter above which those that are at rest are forgotten.
+/// Keys of the rate limiter above which those that are at rest are forgotten, and how often at most:
+/// it looks at all of them.
 const RATE_KEYS_MAX: usize = 10_000;
+const RATE_KEYS_PAUSE_MS: u64 = 1000;
+
+/// What HTTP/2 counts for a header besides its name and value.
+const HEADER_BYTES: usize = 32;
 
 /// Who sent a request, and its name: for the lines that tell who wrote what.
 #[derive(Clone, Debug)]
@@ -53,11 +60,16 @@ pub(super) struct Shared {
     article_message_bytes_max: u32,
     access: Option<watch::Receiver<Arc<Credentials>>>,
     rate: Option<DefaultKeyedRateLimiter<String>>,
+    /// When keys at rest were forgotten last.
+    rate_cleaned_ms: AtomicU64,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Streams of those who need not say who they are: they take no place of the others.
+    open_streams: Arc<Semaphore>,
     room: Arc<Semaphore>,
     pub(super) metrics: RequestMetrics,
     pub(super) origin: Instant,
+    pub(super) stop: CancellationToken,
 }
 
 impl Shared {
@@ -66,6 +78,7 @@ impl Shared {
         archive: &archive::Limits,
         access: Option<watch::Receiver<Arc<Credentials>>>,
         metrics: RequestMetrics,
+        stop: CancellationToken,
     ) -> Self {
         let permits = |count: u32| {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -84,11 +97,14 @@ impl Shared {
             access,
             rate: NonZeroU32::new(limits.requests_per_second_max)
                 .map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+            rate_cleaned_ms: AtomicU64::new(0),
             requests: permits(limits.requests_max),
             streams: permits(limits.streams_max),
+            open_streams: permits(limits.streams_max),
             room: permits(room.div_ceil(ROOM_UNIT_BYTES)),
             metrics,
             origin: Instant::now(),
+            stop,
         }
     }
 
@@ -104,7 +120,7 @@ pub(super) struct Connection {
     pub(super) peer: Option<SocketAddr>,
     /// The subject of the client's certificate.
     pub(super) subject: Option<String>,
-    streams: Mutex<Vec<Weak<Progress>>>,
+    answers: Mutex<Vec<Weak<Progress>>>,
 }
 
 impl Connection {
@@ -112,26 +128,22 @@ impl Connection {
         Self {
             peer,
             subject,
-            streams: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
-    /// Whether the client does not take what one of its streams has for it.
+    /// Whether the client does not take what one of its requests has for it.
     pub(super) fn is_stalled(&self, shared: &Shared) -> bool {
-        let limit = shared.limits.stream_idle_max;
-        if limit.is_zero() {
-            return false;
-        }
         let now = shared.now_ms();
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.strong_count() > 0);
-        let mut open = streams.iter().filter_map(Weak::upgrade);
-        open.any(|stream| stream.is_stalled(now, limit))
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.retain(|answer| answer.strong_count() > 0);
+        let mut open = answers.iter().filter_map(Weak::upgrade);
+        open.any(|answer| answer.is_stalled(now))
     }
 
     fn follow(&self, progress: &Arc<Progress>) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.push(Arc::downgrade(progress));
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.push(Arc::downgrade(progress));
     }
 }
 
@@ -223,8 +235,9 @@ impl Gate {
 
     fn request_body(&self, inner: Body, method: &Method, call: &Arc<Call>, claim: &Claim) -> Body {
         let shared = &self.shared;
-        let idle = shared.limits.stream_idle_max;
-        let waits = method.shape == Shape::BidiStream && !idle.is_zero();
+        let limits = &shared.limits;
+        // A request with one answer has its deadline.
+        let waits = method.shape != Shape::Unary;
         Body::new(RequestBody {
             inner,
             frames: Frames::default(),
@@ -237,7 +250,7 @@ impl Gate {
             },
             claim: claim.clone(),
             held: None,
-            idle: waits.then(|| Idle::new(idle)),
+            idle: waits.then(|| Idle::new(limits.stream_idle_max, limits.request_deadline)),
         })
     }
 
@@ -254,12 +267,17 @@ impl Gate {
         } else if !response.status().is_success() {
             call.ended(Code::Unknown);
         }
-        let progress = (method.shape != Shape::Unary).then(|| {
-            let progress = Arc::default();
-            self.connection.follow(&progress);
-            progress
-        });
-        let origin = self.shared.origin;
+        let shared = &self.shared;
+        let patience = match method.shape {
+            Shape::Unary => shared.limits.request_deadline,
+            Shape::ServerStream | Shape::BidiStream => shared.limits.stream_idle_max,
+        };
+        let progress = Arc::new(Progress::new(patience, shared.now_ms()));
+        self.connection.follow(&progress);
+        // The streams of our own services end by themselves.
+        let is_foreign = method.shape != Shape::Unary && !method.is_ours();
+        let stop = is_foreign.then(|| Box::pin(shared.stop.clone().cancelled_owned()));
+        let origin = shared.origin;
         response.map(|inner| {
             Body::new(AnswerBody {
                 inner,
@@ -267,6 +285,7 @@ impl Gate {
                 call,
                 deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
                 progress,
+                stop,
                 origin,
                 is_over: false,
                 _held: held,
@@ -276,7 +295,12 @@ impl Gate {
 
     /// Lets a request in, or says why not.
     fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
-        let identity = self.identity(method, headers)?;
+        check_headers(headers, self.shared.limits.header_bytes_max)?;
+        let identity = match self.identity(method, headers) {
+            Ok(identity) => identity,
+            // Nobody gets around the rate by saying that he is somebody else.
+            Err(error) => return Err(self.check_rate(None).err().unwrap_or(error)),
+        };
         let asked = timeout_of(headers)?;
         if method.role.is_some() {
             self.check_rate(identity.as_deref())?;
@@ -290,7 +314,12 @@ impl Gate {
                 "requests",
                 shared.limits.requests_max,
             )?),
-            (Shape::ServerStream | Shape::BidiStream, _) => Some(place(
+            (Shape::ServerStream | Shape::BidiStream, None) => Some(place(
+                &shared.open_streams,
+                "streams of health",
+                shared.limits.streams_max,
+            )?),
+            (Shape::ServerStream | Shape::BidiStream, Some(_)) => Some(place(
                 &shared.streams,
                 "streams",
                 shared.limits.streams_max,
@@ -348,7 +377,12 @@ impl Gate {
             (None, Some(peer)) => address(peer.ip()),
             (None, None) => String::new(),
         };
-        if rate.len() > RATE_KEYS_MAX {
+        let now = self.shared.now_ms();
+        let cleaned = &self.shared.rate_cleaned_ms;
+        if now.saturating_sub(cleaned.load(Ordering::Relaxed)) > RATE_KEYS_PAUSE_MS
+            && rate.len() > RATE_KEYS_MAX
+        {
+            cleaned.store(now, Ordering::Relaxed);
             rate.retain_recent();
         }
         rate.check_key(&key).map_err(|early| {
@@ -357,7 +391,7 @@ impl Gate {
                 "{key:?} sends more than {} requests in a second; wait {wait:?}",
                 self.shared.limits.requests_per_second_max
             );
-            Error::new(Reason::RateExceeded, what)
+            Error::new(Reason::RateExceeded, what).with_retry_after(wait)
         })
     }
 }
@@ -378,6 +412,20 @@ fn place(places: &Arc<Semaphore>, what: &str, most: u32) -> Result<OwnedSemaphor
         let what = format!("the server has {most} {what} open, which is as many as it takes");
         Error::new(Reason::TooManyRequests, what)
     })
+}
+
+/// Refuses more bytes of headers than may be.
+fn check_headers(headers: &HeaderMap, most: u32) -> Result<()> {
+    let bytes = headers.iter().map(|(name, value)| {
+        let length = name.as_str().len() + value.len() + HEADER_BYTES;
+        u32::try_from(length).unwrap_or(u32::MAX)
+    });
+    let bytes = bytes.fold(0, u32::saturating_add);
+    if bytes > most {
+        let what = format!("the headers have {bytes} bytes, the limit is {most}");
+        return Err(Error::new(Reason::HeadersTooLarge, what));
+    }
+    Ok(())
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {

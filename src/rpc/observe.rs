@@ -99,6 +99,8 @@ pub(super) struct Call {
     received: AtomicU64,
     sent: AtomicU64,
     code: Mutex<Option<Code>>,
+    /// Names the request in the log.
+    span: tracing::Span,
 }
 
 impl Call {
@@ -112,6 +114,7 @@ impl Call {
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             code: Mutex::new(None),
+            span: tracing::Span::current(),
         }
     }
 
@@ -152,12 +155,14 @@ impl Drop for Call {
             grpc_code: code_label(code),
         };
         metrics.handled.get_or_create(&outcome).inc();
-        tracing::debug!(
-            method = self.method.name,
-            code = code_label(code),
-            elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-            "answered"
-        );
+        let _named = self.span.enter();
+        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let (name, code_name) = (self.method.name, code_label(code));
+        if matches!(code, Code::Internal | Code::Unknown | Code::DataLoss) {
+            tracing::warn!(method = name, code = code_name, elapsed_us, "failed");
+        } else {
+            tracing::debug!(method = name, code = code_name, elapsed_us, "answered");
+        }
     }
 }
 

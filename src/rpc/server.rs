@@ -145,7 +145,9 @@ pub async fn serve(
     };
     let (routes, health) = routes(services, &options.limits, &stopping).await?;
     let known = access.as_ref().map(Reload::current);
-    let shared = Arc::new(Shared::new(options.limits, &limits, known, metrics));
+    let stop_all = stopping.clone();
+    let shared = Shared::new(options.limits, &limits, known, metrics, stop_all);
+    let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {
             shared: Arc::clone(&shared),
@@ -262,7 +264,8 @@ pub async fn serve_pipe(
     let archive_limits = *services.archive.limits();
     let (routes, _health) = routes(services, &limits, &stop).await?;
     let metrics = RequestMetrics::default();
-    let shared = Arc::new(Shared::new(limits, &archive_limits, None, metrics));
+    let shared = Shared::new(limits, &archive_limits, None, metrics, stop.clone());
+    let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {
             shared: Arc::clone(&shared),

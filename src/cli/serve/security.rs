@@ -63,6 +63,18 @@ impl SecurityArgs {
         }
     }
 
+    /// Refuses an address of the second port that others can reach: it has neither TLS nor tokens.
+    pub(super) fn check_http(&self, listen: SocketAddr) -> Result<()> {
+        if listen.ip().to_canonical().is_loopback() || self.insecure {
+            return Ok(());
+        }
+        let what = format!(
+            "{listen} can be reached from other machines, and HTTP is served without TLS and to \
+             everybody; --insecure serves it all the same"
+        );
+        Err(Error::field(Reason::ArgumentInvalid, "http-listen", what))
+    }
+
     /// Refuses an address that others can reach while they could read or change everything.
     pub(super) fn check(&self, listen: SocketAddr) -> Result<()> {
         if listen.ip().to_canonical().is_loopback() || self.insecure {
