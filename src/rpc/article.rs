@@ -1,9 +1,10 @@
 //! `ArticleService`: each method converts, calls the archive and converts back. The scan has a part
 //! of its own below, the import a file.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -21,13 +22,25 @@ use super::proto;
 use super::proto::article_service_server::ArticleService;
 use super::watch::Watch;
 use super::wire::ImportArticlesRequest;
-use crate::archive::{Archive, Direction, Order, PageBudget, Put, Query, StoredArticle, View};
+use crate::archive::{
+    Archive, Direction, Order, Page, PageBudget, Put, Query, StoredArticle, View,
+};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
 
 /// Chunks of a scan that may wait for a slow reader.
 const SCAN_CHUNKS_AHEAD: usize = 1;
+
+/// Bytes of the chunks that all scans together have ahead. Many scans have smaller ones, as far as that
+/// goes: one article is always in a chunk.
+const SCAN_BYTES_AHEAD: usize = 64 * 1024 * 1024;
+
+/// Scans that read a chunk at a time: a chunk in the making takes several times what it has in the end.
+pub(super) const SCANS_READING_MAX: usize = 16;
+
+/// The smallest chunk, so that a scan gets on.
+const SCAN_CHUNK_BYTES_MIN: usize = 64 * 1024;
 
 /// Serves articles.
 #[derive(Clone, Debug)]
@@ -39,6 +52,10 @@ pub(super) struct Articles {
     pub(super) queue_wait_max: Duration,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
+    /// A clone for every open scan, and one more.
+    pub(super) scans: Arc<()>,
+    /// Places of those that read a chunk.
+    pub(super) reading: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -300,6 +317,13 @@ impl Articles {
         })
     }
 
+    /// Reads the next chunk of a scan, when it is its turn.
+    async fn chunk(&self, query: &Query, token: &str, budget: &PageBudget) -> Result<Page> {
+        let turn = self.reading.acquire().await;
+        let _turn = turn.map_err(|_| shutting_down())?;
+        self.archive.page(query, token, budget).await
+    }
+
     async fn delete(
         &self,
         request: proto::DeleteArticleRequest,
@@ -359,13 +383,15 @@ async fn scan(
     mut token: String,
     chunks: mpsc::Sender<Result<proto::ScanArticlesResponse, Status>>,
 ) {
-    let bytes_max = service.archive.limits().scan_chunk_bytes;
-    let budget = PageBudget {
-        view,
-        articles_max: usize::MAX,
-        bytes_max,
-    };
+    let open = Arc::clone(&service.scans);
+    let most = service.archive.limits().scan_chunk_bytes;
     loop {
+        let share = SCAN_BYTES_AHEAD / Arc::strong_count(&open);
+        let budget = PageBudget {
+            view,
+            articles_max: usize::MAX,
+            bytes_max: share.max(SCAN_CHUNK_BYTES_MIN).min(most),
+        };
         // First a place for the chunk, then what is in it: a slow reader holds one less.
         let place = tokio::select! {
             place = chunks.reserve() => place,
@@ -377,7 +403,7 @@ async fn scan(
         };
         let Ok(place) = place else { return };
         let page = tokio::select! {
-            page = service.archive.page(&query, &token, &budget) => page,
+            page = service.chunk(&query, &token, &budget) => page,
             () = service.stop.cancelled() => Err(shutting_down()),
             () = chunks.closed() => return,
         };

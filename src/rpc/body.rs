@@ -12,8 +12,8 @@ use http_body::{Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::Status;
 use tonic::body::Body;
-use tonic::{Code, Status};
 
 use super::convert::{status_of, stopping};
 use super::frames::{Frames, Prefix};
@@ -258,7 +258,7 @@ impl AnswerBody {
         self.is_over = true;
         // What is still being read for it is read for nobody.
         self.inner = Body::empty();
-        self.call.ended(status.code());
+        self.call.ended(status);
         let mut trailers = HeaderMap::new();
         status.add_header(&mut trailers)?;
         Ok(Frame::trailers(trailers))
@@ -302,11 +302,11 @@ impl http_body::Body for AnswerBody {
                     this.progress.set(now.saturating_add(1));
                 } else if let Some(trailers) = frame.trailers_ref() {
                     let status = Status::from_header_map(trailers);
-                    this.call
-                        .ended(status.map_or(Code::Unknown, |status| status.code()));
+                    let status = status.unwrap_or_else(|| Status::unknown("no status"));
+                    this.call.ended(&status);
                 }
             }
-            Some(Err(status)) => this.call.ended(status.code()),
+            Some(Err(status)) => this.call.ended(status),
             None => this.is_over = true,
         }
         Poll::Ready(frame)

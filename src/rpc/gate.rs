@@ -15,9 +15,9 @@ use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower::Service;
 use tracing::Instrument;
 
@@ -198,7 +198,7 @@ impl Gate {
         let mut response = match admitted {
             Err(error) => {
                 let status = status_of(&error);
-                call.ended(status.code());
+                call.ended(&status);
                 status.into_http()
             }
             Ok(Admission {
@@ -263,9 +263,9 @@ impl Gate {
         held: (Option<OwnedSemaphorePermit>, Claim),
     ) -> Response<Body> {
         if let Some(status) = Status::from_header_map(response.headers()) {
-            call.ended(status.code());
+            call.ended(&status);
         } else if !response.status().is_success() {
-            call.ended(Code::Unknown);
+            call.ended(&Status::unknown("no status"));
         }
         let shared = &self.shared;
         let patience = match method.shape {

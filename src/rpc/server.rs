@@ -17,7 +17,7 @@ use tonic_health::server::HealthReporter;
 
 use super::DESCRIPTORS;
 use super::admin::Admin;
-use super::article::Articles;
+use super::article::{Articles, SCANS_READING_MAX};
 use super::auth::Credentials;
 use super::connection::{Grpc, Port, Protocols};
 use super::gate::{Connection, Shared};
@@ -299,6 +299,8 @@ async fn routes(
         search: search.clone(),
         queue_wait_max: service_limits.queue_wait_max,
         stop: stop.clone(),
+        scans: Arc::new(()),
+        reading: Arc::new(Semaphore::new(SCANS_READING_MAX)),
     };
     // An answer is compressed if the client says that it takes that.
     let mut articles = ArticleServiceServer::new(articles)

@@ -94,6 +94,8 @@ impl<E: Message> Encoder for WireEncoder<E> {
     type Error = Status;
 
     fn encode(&mut self, item: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        // A buffer that grows by itself would be up to twice as large, for as long as a client is slow.
+        buffer.reserve(item.encoded_len());
         item.encode(buffer)
             .map_err(|error| Status::internal(error.to_string()))
     }

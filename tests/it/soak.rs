@@ -223,6 +223,7 @@ async fn import(soak: Arc<Soak>, mut random: StdRng) {
             }
         }
         sending.abort();
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -404,6 +405,7 @@ fn start(desk: &Desk, address: &str) -> Running {
 async fn chaos(soak: Arc<Soak>, mut running: Running, end: Instant, mut random: StdRng) -> Running {
     let begun = Instant::now();
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+    let (mut stop_max, mut start_max) = (Duration::ZERO, Duration::ZERO);
     // The longer the test, the longer servers live: memory shows in those that do.
     let rarely = ((end - begun).as_secs() / 60).clamp(1, 8) as u32;
     while Instant::now() < end {
@@ -439,17 +441,21 @@ async fn chaos(soak: Arc<Soak>, mut running: Running, end: Instant, mut random: 
                         assert!(server.terminate(), "it stops in good order");
                     }
                 });
+                let ended = Instant::now();
                 ending.await.unwrap();
+                stop_max = stop_max.max(ended.elapsed());
                 let errors = log.join().unwrap();
                 assert!(errors.is_empty(), "{errors:#?}");
+                let started = Instant::now();
                 running = start(&soak.desk, soak.address.trim_start_matches("https://"));
+                start_max = start_max.max(started.elapsed());
                 soak.restart.lock().unwrap().1 = Some(Instant::now());
                 if is_kill { "killed" } else { "stopped" }
             }
         };
         *counts.entry(what).or_default() += 1;
     }
-    println!("{counts:?}");
+    println!("{counts:?}, a stop took {stop_max:?} at most, a start {start_max:?}");
     running
 }
 

@@ -17,13 +17,17 @@ use crate::server::{ServerProcess, articles, check_folder, import_request, messa
 use crate::support::noise;
 
 /// Articles that are there before, of some kilobytes each, and large ones that make scans slow.
-const ARTICLES: usize = 2000;
-const LARGE_ARTICLES: usize = 30;
-const LARGE_BYTES: usize = 1_000_000;
+const ARTICLES: usize = 1000;
+const LARGE_ARTICLES: usize = 300;
+const LARGE_BYTES: usize = 100_000;
 
 /// How long the client works before anything is measured, and before and after each abuse.
-const WARM_UP: Duration = Duration::from_secs(3);
-const CALM: Duration = Duration::from_secs(1);
+const WARM_UP: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_millis(500);
+
+/// The client's pause between two articles: it is to be served, and not to be a load itself, whose
+/// articles would be most of what there is to measure.
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How often memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(20);
@@ -87,6 +91,7 @@ impl Client {
             while !stopped.load(Ordering::Relaxed) {
                 let next = number.fetch_add(1, Ordering::Relaxed);
                 latencies.0.push(put_and_get(calls.clone(), next).await?);
+                tokio::time::sleep(PAUSE).await;
             }
             Ok(latencies)
         });
@@ -199,7 +204,7 @@ impl Victim {
             };
             article.body = noise(number as u32, bytes);
             some.push(article);
-            if some.len() == 100 || (number < LARGE_ARTICLES && some.len() == 3) {
+            if some.len() == 100 || (number < LARGE_ARTICLES && some.len() == 30) {
                 requests.push(import_request(&some));
                 some.clear();
             }
@@ -285,12 +290,14 @@ impl Victim {
             let waited = begun.elapsed();
             assert!(
                 waited < RETURN_MAX,
-                "{before} kB before, {now} kB after {waited:?}"
+                "{before} kB before, {now} kB after {waited:?}, {} threads",
+                memory_kb(self.process(), "Threads")
             );
             // Whoever has memory to give back does so when something is done.
-            let client = self.client().await;
+            let mut calls = articles(self.address()).await;
+            let count = proto::CountArticlesRequest::default();
+            calls.count_articles(count).await.unwrap();
             tokio::time::sleep(CALM).await;
-            client.end().await;
         }
     }
 
