@@ -22,12 +22,16 @@ use crate::archive::backup::Follower;
 use crate::archive::{Archive, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, Listeners, ServeOptions, Services, Traces};
+use crate::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services, Traces};
 use crate::search::Search;
 use crate::store::{self, Locator};
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
+
+/// File descriptors that connections leave to the archive, the search index, backups and files that are
+/// read again; half of all if there are few.
+const RESERVED_FILES: u64 = 256;
 
 /// SIGXFSZ, which has this number on all systems that the server runs on.
 const SIZE_SIGNAL: i32 = 25;
@@ -135,6 +139,9 @@ pub(super) async fn run(
 ) -> CommandResult {
     let mut options = options(&args)?;
     args.security.check(args.listen)?;
+    if let Some(address) = args.http_listen {
+        args.security.check_http(address, args.web.http_tls)?;
+    }
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
@@ -144,9 +151,12 @@ pub(super) async fn run(
     // Sockets that systemd opened may be elsewhere than the flag says.
     args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
-    options.page = args.web.page(http_address, &args.security)?;
+    if let Some(address) = http_address {
+        args.security.check_http(address, args.web.http_tls)?;
+    }
+    options.page = http_address.is_some() && args.web.page();
     let store = store::open(&locator, shared.store_options()).await?;
-    raise_file_limit();
+    let files_max = raise_file_limit();
     let limits = args.limits.archive();
     let (archive, guard) = match args.near_copies {
         None => Archive::open(store, limits).await?,
@@ -175,6 +185,7 @@ pub(super) async fn run(
     announce(&locator, (address, http_address), &options, out)?;
     let listeners = Listeners { grpc, http };
     tell_systemd(NotifyState::Ready);
+    options.limits = within_files(options.limits, files_max);
     let traces = options.traces.clone();
     let scrub = (!args.scrub_interval.is_zero()).then(|| {
         let schedule = scrub::Schedule {
@@ -306,7 +317,8 @@ async fn load_digests(archive: Archive) {
 }
 
 /// Every connection takes a file descriptor, of which most systems give a process 1,024 until it asks.
-fn raise_file_limit() {
+/// Returns how many it may have.
+fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -314,6 +326,27 @@ fn raise_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// Takes no more connections than there are file descriptors for: whoever connects must not keep the
+/// archive from opening its files.
+fn within_files(limits: ServiceLimits, files_max: u64) -> ServiceLimits {
+    let room = files_max - RESERVED_FILES.min(files_max / 2);
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    if room < limits.connections_max {
+        tracing::warn!(
+            files_max,
+            connections_max = room,
+            asked = limits.connections_max,
+            "the process may have too few files open for so many connections"
+        );
+    }
+    ServiceLimits {
+        connections_max: limits.connections_max.min(room),
+        ..limits
     }
 }
 

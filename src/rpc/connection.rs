@@ -30,16 +30,18 @@ use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 /// How long a client may take from the first byte to the end of the handshakes of TLS and HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The bytes with which every client of HTTP/2 begins.
-const PREFACE_BYTES: usize = 24;
+/// The bytes with which every client of HTTP/2 begins: 24 that never change, and the head of a frame.
+const PREFACE_BYTES: usize = 24 + 9;
 
 /// The least that hyper takes for a buffer.
 const HTTP1_BUFFER_BYTES_MIN: usize = 8 * 1024;
 
-/// How long a silent connection is trusted to be alive, and then how long its answer to a ping may
-/// take.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the answer to a ping may take, unless pings come more often.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many times the limit of headers HTTP/2 takes. Between the limit and this, whoever sends too
+/// much is told so in the form of all errors; above it HTTP/2 refuses, in its own.
+const HEADERS_TIMES: u32 = 2;
 
 /// How often a connection is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -125,6 +127,7 @@ impl<S: Serve> Port<S> {
             };
             let socket = match accepted {
                 Ok((socket, _)) => socket,
+                Err(error) if is_of_one(&error) => continue,
                 Err(error) => {
                     if !std::mem::replace(&mut is_refused, true) {
                         tracing::error!(%error, "the system refuses connections");
@@ -244,6 +247,7 @@ impl<S: Serve> Port<S> {
     }
 
     fn builder(&self) -> Builder<TokioExecutor> {
+        let limits = &self.shared.limits;
         let mut builder = Builder::new(TokioExecutor::new());
         if self.protocols == Protocols::Http2 {
             builder = builder.http2_only();
@@ -259,12 +263,26 @@ impl<S: Serve> Port<S> {
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(self.streams_max)
-            .max_header_list_size(self.shared.limits.header_bytes_max)
-            .keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_header_list_size(limits.header_bytes_max.saturating_mul(HEADERS_TIMES))
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+        let keepalive = limits.keepalive_interval;
+        if !keepalive.is_zero() {
+            builder
+                .http2()
+                .keep_alive_interval(keepalive)
+                .keep_alive_timeout(keepalive.min(KEEPALIVE_TIMEOUT));
+        }
         builder
     }
+}
+
+/// Whether an error of accepting is that of the one connection, so that the next may be fine.
+fn is_of_one(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 /// Counts what is read.

@@ -7,6 +7,7 @@ mod audit;
 mod auth;
 mod body;
 mod browser;
+mod caller;
 mod connection;
 mod convert;
 mod frames;

@@ -12,7 +12,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::methods::Method;
 use super::trace::Traced;
@@ -108,6 +108,14 @@ impl RequestMetrics {
     }
 }
 
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    code: Code,
+    /// Whether pressmark said so, and not what is below it.
+    is_ours: bool,
+}
+
 /// One request. It is counted as cancelled if it goes before it has ended.
 #[derive(Debug)]
 pub(super) struct Call {
@@ -116,7 +124,9 @@ pub(super) struct Call {
     begun: Instant,
     received: AtomicU64,
     sent: AtomicU64,
-    code: Mutex<Option<Code>>,
+    end: Mutex<Option<End>>,
+    /// Names the request in the log.
+    span: tracing::Span,
     /// Its span, if the request is traced.
     traced: Option<Traced>,
 }
@@ -135,7 +145,8 @@ impl Call {
             begun: Instant::now(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            code: Mutex::new(None),
+            end: Mutex::new(None),
+            span: tracing::Span::current(),
             traced,
         }
     }
@@ -149,16 +160,20 @@ impl Call {
     }
 
     /// The first end counts.
-    pub(super) fn ended(&self, code: Code) {
-        let mut known = self.code.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get_or_insert(code);
+    pub(super) fn ended(&self, status: &Status) {
+        let end = End {
+            code: status.code(),
+            is_ours: !status.details().is_empty(),
+        };
+        let mut known = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert(end);
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let code = self.code.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let code = code.unwrap_or(Code::Cancelled);
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (code, is_ours) = end.map_or((Code::Cancelled, false), |end| (end.code, end.is_ours));
         let elapsed = self.begun.elapsed();
         if let Some(traced) = self.traced.take() {
             traced.end(code);
@@ -180,12 +195,15 @@ impl Drop for Call {
             grpc_code: code_label(code),
         };
         metrics.handled.get_or_create(&outcome).inc();
-        tracing::debug!(
-            method = self.method.name,
-            code = code_label(code),
-            elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-            "answered"
-        );
+        let _named = self.span.enter();
+        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let (name, code_name) = (self.method.name, code_label(code));
+        // What the transport finds wrong with a request is no news for an operator.
+        if is_ours && matches!(code, Code::Internal | Code::DataLoss) {
+            tracing::warn!(method = name, code = code_name, elapsed_us, "failed");
+        } else {
+            tracing::debug!(method = name, code = code_name, elapsed_us, "answered");
+        }
     }
 }
 

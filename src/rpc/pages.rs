@@ -20,7 +20,7 @@ use super::connection::Serve;
 use super::gate::Connection;
 use super::observe::RequestMetrics;
 use super::web::{self, Web};
-use crate::archive::Archive;
+use crate::archive::{Archive, Stats};
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
 
@@ -148,11 +148,6 @@ impl Pages {
             "The last sequence given",
             stats.last_sequence,
         );
-        gauge(
-            "disk_bytes",
-            "Bytes of the engine's files",
-            stats.store.disk_bytes,
-        );
         let queued = u64::try_from(stats.queued_count).unwrap_or(u64::MAX);
         gauge("queued_articles", "Articles waiting for the writer", queued);
         let takes_writes = u64::from(self.archive.check_writes().is_ok());
@@ -184,14 +179,29 @@ impl Pages {
                 ConstGauge::new(i64::try_from(lag).unwrap_or(i64::MAX)),
             );
         }
-        let opened = ConstCounter::new(stats.store.open_micros / 1000);
-        registry.register(
-            "open_milliseconds",
-            "How long the engine took to open",
-            opened,
-        );
+        register_engine(registry, &stats);
         Ok(())
     }
+}
+
+/// What the engine tells of itself.
+fn register_engine(registry: &mut Registry, stats: &Stats) {
+    let store = &stats.store;
+    let narrow = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let disk = ConstGauge::new(narrow(store.disk_bytes));
+    registry.register("disk_bytes", "Bytes of the engine's files", disk);
+    let cache = ConstGauge::new(narrow(store.cache_bytes));
+    let what = "Bytes that the engine's cache may take";
+    registry.register("cache_bytes", what, cache);
+    let mut count = |name: &str, what: &str, value: u64| {
+        registry.register(name, what, ConstCounter::new(value));
+    };
+    let what = "Small reads of the engine that were as fast as memory is";
+    count("engine_reads_fast", what, store.reads_fast_count);
+    let what = "Small reads of the engine that waited for the disk or for a write";
+    count("engine_reads_slow", what, store.reads_slow_count);
+    let what = "How long the engine took to open";
+    count("open_milliseconds", what, store.open_micros / 1000);
 }
 
 fn page(status: StatusCode, kind: &'static str, text: &str) -> Response<Body> {

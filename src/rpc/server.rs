@@ -18,11 +18,12 @@ use tonic_health::server::HealthReporter;
 
 use super::DESCRIPTORS;
 use super::admin::Admin;
-use super::article::Articles;
+use super::article::{Articles, SCANS_READING_MAX};
 use super::auth::Credentials;
 use super::browser::Origins;
+use super::caller::Callers;
 use super::connection::{Grpc, Port, Protocols};
-use super::gate::{Callers, Connection, Shared};
+use super::gate::{Connection, Shared};
 use super::layer::Mended;
 use super::limits::ServiceLimits;
 use super::observe::RequestMetrics;
@@ -226,7 +227,8 @@ async fn ports(
         origins: options.grpc_web.clone(),
         traces: options.traces.clone(),
     };
-    let shared = Shared::new(options.limits, &limits, callers, metrics.clone());
+    let stopping = stop.clone();
+    let shared = Shared::new(options.limits, &limits, callers, metrics.clone(), stopping);
     let shared = Arc::new(shared);
     let articles = articles(&services, &options.limits, &stop);
     let web = || Web::new(articles.clone(), Arc::clone(&shared), audience(options));
@@ -325,7 +327,13 @@ pub async fn serve_pipe(
     let articles = articles(&services, &limits, &stop);
     let (routes, _health) = routes(services, articles, &limits).await?;
     let metrics = RequestMetrics::default();
-    let shared = Shared::new(limits, &archive_limits, Callers::default(), metrics);
+    let shared = Shared::new(
+        limits,
+        &archive_limits,
+        Callers::default(),
+        metrics,
+        stop.clone(),
+    );
     let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {
@@ -353,6 +361,8 @@ fn articles(services: &Services, limits: &ServiceLimits, stop: &CancellationToke
         search: services.search.clone(),
         queue_wait_max: limits.queue_wait_max,
         stop: stop.clone(),
+        scans: Arc::new(()),
+        reading: Arc::new(Semaphore::new(SCANS_READING_MAX)),
     }
 }
 

@@ -14,7 +14,7 @@ use tonic::body::Body;
 
 use self::data::Question;
 use super::article::Articles;
-use super::body::Pieces;
+use super::body::{Pieces, Progress};
 use super::gate::{Connection, Door, Shared};
 use crate::error::{Error, Kind, Reason, Result};
 
@@ -149,10 +149,12 @@ impl Web {
                 }),
         };
         let (value, place) = asked?;
-        let progress = Arc::default();
+        let shared = &self.shared;
+        let patience = shared.limits.request_deadline;
+        let progress = Arc::new(Progress::new(patience, shared.now_ms()));
         connection.follow(&progress);
         let text = Bytes::from(value.to_string());
-        let body = Pieces::new(text, progress, self.shared.origin, place);
+        let body = Pieces::new(text, progress, shared.origin, place);
         Ok(answer(StatusCode::OK, JSON_TYPE, Body::new(body)))
     }
 

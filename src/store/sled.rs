@@ -83,6 +83,7 @@ const WATERMARK_FILE: &str = "SYNCED";
 pub struct SledStore {
     folder: PathBuf,
     open_micros: u64,
+    cache_bytes: u64,
     /// Read for the moment of a clone only; empty after close.
     db: RwLock<Option<Handle>>,
     writer: Mutex<Option<Writer>>,
@@ -175,6 +176,7 @@ impl SledStore {
         };
         Ok(Self {
             folder: folder.to_owned(),
+            cache_bytes: options.cache_bytes,
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             db: RwLock::new(Some(handle)),
             writer: Mutex::new(Some(Writer {
@@ -245,7 +247,8 @@ impl Store for SledStore {
     }
 
     async fn stats(&self) -> Result<StoreStats> {
-        let open_micros = self.open_micros;
+        let (open_micros, cache_bytes) = (self.open_micros, self.cache_bytes);
+        let (reads_fast_count, reads_slow_count) = self.reads.counts();
         self.read(usize::MAX, move |handle| {
             let mut disk_bytes = handle.db.size_on_disk().map_err(read_failed)?;
             if let Some(values) = &handle.values {
@@ -255,6 +258,9 @@ impl Store for SledStore {
             Ok(StoreStats {
                 disk_bytes,
                 open_micros,
+                cache_bytes,
+                reads_fast_count,
+                reads_slow_count,
             })
         })
         .await

@@ -63,6 +63,18 @@ impl SecurityArgs {
         }
     }
 
+    /// Refuses an address of the second port that others can reach, unless it has TLS and knows who asks.
+    pub(super) fn check_http(&self, listen: SocketAddr, has_tls: bool) -> Result<()> {
+        let Some(lacks) = self.lacks(listen, has_tls, "--http-tls") else {
+            return Ok(());
+        };
+        let what = format!(
+            "{listen} can be reached from other machines, and HTTP there needs {lacks}; --insecure \
+             serves it all the same"
+        );
+        Err(Error::field(Reason::ArgumentInvalid, "http-listen", what))
+    }
+
     /// Refuses an address that others can reach while they could read or change everything.
     pub(super) fn check(&self, listen: SocketAddr) -> Result<()> {
         let Some(lacks) = self.lacks(listen, self.tls_cert.is_some(), "--tls-cert, --tls-key")

@@ -1,9 +1,6 @@
 //! The flags of what browsers reach: the page on the second port, and gRPC-Web on the first.
 
-use std::net::SocketAddr;
-
 use super::Switch;
-use super::security::SecurityArgs;
 use crate::error::{Error, Reason, Result};
 use crate::rpc::Origins;
 
@@ -14,10 +11,14 @@ const BROWSERS: &str = "Browsers";
 #[command(next_help_heading = BROWSERS)]
 pub(super) struct WebArgs {
     /// Whether the address for HTTP also has a page that shows the archive, and its data. With --tokens
-    /// they are for those who have a token [default: on, unless other machines reach the address
-    /// without TLS or without tokens]
-    #[arg(long, value_name = "SWITCH", env = "PRESSMARK_WEB")]
-    web: Option<Switch>,
+    /// they are for those who have a token
+    #[arg(
+        long,
+        value_name = "SWITCH",
+        env = "PRESSMARK_WEB",
+        default_value = "on"
+    )]
+    web: Switch,
     /// Serve the address for HTTP over TLS too, with the same certificate
     #[arg(long, env = "PRESSMARK_HTTP_TLS")]
     pub(super) http_tls: bool,
@@ -53,32 +54,8 @@ impl WebArgs {
         }
     }
 
-    /// Whether the page is served on the second address. One that others reach needs what gRPC needs there.
-    pub(super) fn page(&self, http: Option<SocketAddr>, security: &SecurityArgs) -> Result<bool> {
-        let Some(listen) = http else {
-            if self.web == Some(Switch::On) {
-                let what = "a page needs an address, which --http-listen gives it";
-                return Err(Error::field(Reason::ArgumentInvalid, "web", what));
-            }
-            return Ok(false);
-        };
-        let lacks = security.lacks(listen, self.http_tls, "--http-tls");
-        match (self.web, lacks) {
-            (Some(Switch::Off), _) => Ok(false),
-            (_, None) => Ok(true),
-            (None, Some(lacks)) => {
-                tracing::info!(
-                    "{listen} has no page, because other machines reach it and that needs {lacks}"
-                );
-                Ok(false)
-            }
-            (Some(Switch::On), Some(lacks)) => {
-                let what = format!(
-                    "{listen} can be reached from other machines, and a page there needs {lacks}; \
-                     --insecure serves it all the same"
-                );
-                Err(Error::field(Reason::ArgumentInvalid, "web", what))
-            }
-        }
+    /// Whether the second port has the page.
+    pub(super) fn page(&self) -> bool {
+        self.web == Switch::On
     }
 }
