@@ -28,6 +28,11 @@ const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long a server may take to answer at all.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a server may be silent while it is waited for, and then how long its answer to a ping may
+/// take.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// Bytes that the pipe to an archive in this process holds.
 const PIPE_BYTES: usize = 1024 * 1024;
 
@@ -294,4 +299,6 @@ fn configure(endpoint: Endpoint) -> Endpoint {
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }

@@ -8,6 +8,7 @@ pub mod panic;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The result of every fallible function of the crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -57,6 +58,8 @@ pub enum Reason {
     MessageMalformed,
     /// A protobuf message is larger than its limit.
     MessageTooLarge,
+    /// The headers of a request are larger than their limit.
+    HeadersTooLarge,
     /// No article has this id, prefix or URL.
     ArticleNotFound,
     /// The article was deleted; its tombstone says when and why.
@@ -111,6 +114,8 @@ pub enum Reason {
     CredentialsUnknown,
     /// The method is for another role.
     RoleInsufficient,
+    /// The web site that sends the request from a browser is none that the server answers.
+    OriginRefused,
     /// The caller sends more requests in a second than it may.
     RateExceeded,
     /// The server has as many requests or streams open as it takes.
@@ -127,7 +132,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 43] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -136,6 +141,7 @@ impl Reason {
         Self::PageTokenMismatch,
         Self::MessageMalformed,
         Self::MessageTooLarge,
+        Self::HeadersTooLarge,
         Self::ArticleNotFound,
         Self::ArticleDeleted,
         Self::ArticleQuarantined,
@@ -163,6 +169,7 @@ impl Reason {
         Self::CredentialsMissing,
         Self::CredentialsUnknown,
         Self::RoleInsufficient,
+        Self::OriginRefused,
         Self::RateExceeded,
         Self::TooManyRequests,
         Self::QueueFull,
@@ -189,6 +196,7 @@ impl Reason {
             Self::PageTokenMismatch => "PAGE_TOKEN_MISMATCH",
             Self::MessageMalformed => "MESSAGE_MALFORMED",
             Self::MessageTooLarge => "MESSAGE_TOO_LARGE",
+            Self::HeadersTooLarge => "HEADERS_TOO_LARGE",
             Self::ArticleNotFound => "ARTICLE_NOT_FOUND",
             Self::ArticleDeleted => "ARTICLE_DELETED",
             Self::ArticleQuarantined => "ARTICLE_QUARANTINED",
@@ -216,6 +224,7 @@ impl Reason {
             Self::CredentialsMissing => "CREDENTIALS_MISSING",
             Self::CredentialsUnknown => "CREDENTIALS_UNKNOWN",
             Self::RoleInsufficient => "ROLE_INSUFFICIENT",
+            Self::OriginRefused => "ORIGIN_REFUSED",
             Self::RateExceeded => "RATE_EXCEEDED",
             Self::TooManyRequests => "TOO_MANY_REQUESTS",
             Self::QueueFull => "QUEUE_FULL",
@@ -245,6 +254,7 @@ impl Reason {
             | Self::SearchOff
             | Self::FileFailed => Kind::FailedPrecondition,
             Self::MessageTooLarge
+            | Self::HeadersTooLarge
             | Self::TooManyToSort
             | Self::TooManyBuckets
             | Self::RateExceeded
@@ -259,7 +269,7 @@ impl Reason {
             | Self::StreamIdle
             | Self::ServerUnreachable => Kind::Unavailable,
             Self::CredentialsMissing | Self::CredentialsUnknown => Kind::Unauthenticated,
-            Self::RoleInsufficient => Kind::PermissionDenied,
+            Self::RoleInsufficient | Self::OriginRefused => Kind::PermissionDenied,
             Self::DeadlineExceeded => Kind::DeadlineExceeded,
             Self::ArchiveDamaged
             | Self::ArticleQuarantined
@@ -286,6 +296,7 @@ struct Inner {
     field: Option<String>,
     resource: Option<String>,
     message: String,
+    retry_after: Option<Duration>,
     source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -299,6 +310,7 @@ impl Error {
                 field: None,
                 resource: None,
                 message: message.into(),
+                retry_after: None,
                 source: None,
             }),
         }
@@ -326,6 +338,13 @@ impl Error {
         let message = &mut self.edit().message;
         message.push_str("; ");
         message.push_str(advice);
+        self
+    }
+
+    /// Says after what time it is worth while to try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, pause: Duration) -> Self {
+        self.edit().retry_after = Some(pause);
         self
     }
 
@@ -370,6 +389,12 @@ impl Error {
     #[must_use]
     pub fn resource(&self) -> Option<&str> {
         self.inner.resource.as_deref()
+    }
+
+    /// After what time to try again, where that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.inner.retry_after
     }
 
     /// The text for a person, without the chain of causes.

@@ -13,7 +13,7 @@
 //! - [`metrics`]: what an archive counts while it is open.
 //! - [`archive`]: the log, its indexes, the one writer and the readers.
 //! - [`search`]: full-text search, an index of the log beside the archive.
-//! - [`rpc`]: the gRPC service around an archive.
+//! - [`rpc`]: the gRPC service around an archive, and the page in a browser.
 //! - [`client`]: a connection to a server, or to an archive opened in this process.
 //! - [`format`](mod@format): files that articles come from and go to.
 //! - [`cli`]: the command line.

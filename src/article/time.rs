@@ -79,6 +79,17 @@ impl Timestamp {
         })
     }
 
+    /// Reads what people write: a day, or a time with or without the zone, which can only be UTC.
+    #[must_use]
+    pub fn parse_short(text: &str) -> Option<Self> {
+        let time = text
+            .strip_suffix('Z')
+            .or_else(|| text.strip_suffix("+00:00"))
+            .unwrap_or(text);
+        let midnight = if time.contains('T') { "" } else { "T00:00:00" };
+        Self::parse_canonical(&format!("{time}{midnight}+00:00"))
+    }
+
     /// Seconds since the Unix epoch.
     #[must_use]
     pub const fn seconds(self) -> i64 {

@@ -2,12 +2,11 @@
 
 use std::io::Write;
 
-use serde_json::json;
-
-use super::output::{article_json, head_line, json_line};
+use super::output::{head_line, json_line};
 use super::select::PAGE_SIZE;
 use super::{CommandResult, Outcome, complain};
 use crate::client::{Client, message};
+use crate::rpc::json::{copy_json, copy_kind};
 use crate::rpc::proto;
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +40,7 @@ pub(super) async fn run(
     };
     loop {
         let page = message(client.articles().list_copies(request.clone()).await)?;
-        for copy in &page.copies {
+        for copy in page.copies {
             print(copy, json, out)?;
         }
         request.page_token = page.next_page_token;
@@ -55,20 +54,12 @@ pub(super) async fn run(
     }
 }
 
-fn print(copy: &proto::Copy, json: bool, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
-    let kind = match copy.kind() {
-        proto::CopyKind::Exact => "exact",
-        proto::CopyKind::Near => "near",
-        proto::CopyKind::Unspecified => "unknown",
-    };
-    let article = copy.article.clone().unwrap_or_default();
+fn print(copy: proto::Copy, json: bool, out: &mut (dyn Write + Send)) -> std::io::Result<()> {
     if json {
-        let article = article_json(&article, false);
-        return json_line(
-            out,
-            &json!({"kind": kind, "similarity": copy.similarity, "article": article}),
-        );
+        return json_line(out, &copy_json(&copy));
     }
+    let kind = copy_kind(copy.kind());
+    let article = copy.article.unwrap_or_default();
     write!(out, "{kind:5}  {:.3}  ", copy.similarity)?;
     head_line(out, &article)
 }

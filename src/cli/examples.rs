@@ -4,7 +4,10 @@ pub(super) const SERVE: &str = "\
 Examples:
   pressmark serve                                                        the default folder, on this machine only
   pressmark serve --archive /var/lib/pressmark --listen 0.0.0.0:50051 --tls-cert cert.pem --tls-key key.pem --tokens tokens.toml
-  pressmark serve --backup-to /mnt/backup --scrub-interval 7d";
+  pressmark serve --backup-to /mnt/backup --scrub-interval 7d
+  pressmark serve --http-listen 127.0.0.1:50080                          with a page in a browser
+  pressmark serve --grpc-web on --cors-origin https://desk.example       callable from the pages of a site
+  pressmark serve --otlp-endpoint http://127.0.0.1:4317 --otlp-ratio 0.1";
 
 pub(super) const PUT: &str = "\
 Examples:

@@ -25,6 +25,7 @@ mod watch;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -191,6 +192,10 @@ impl From<io::Error> for Failure {
     }
 }
 
+/// How long a thread that may wait is kept without work. Each keeps memory that it may need again, which
+/// comes back when it ends.
+const THREAD_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
 type CommandResult = Result<Outcome, Failure>;
 
 /// Runs the command that the arguments name, and returns the exit code: 0 done, 1 something was
@@ -213,7 +218,11 @@ pub fn main() -> ExitCode {
         LogFormat::Json => log.json().flatten_event(true).init(),
     }
     std::panic::set_hook(Box::new(log_panic));
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_keep_alive(THREAD_KEEP_ALIVE)
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Error::new(Reason::Internal, "no runtime").with_source(error)),
     };

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
-use crate::article::{Article, Timestamp};
+use crate::article::Article;
 use crate::error::{Error, Reason, Result};
+use crate::rpc::json::source_json;
+pub(super) use crate::rpc::json::{article_json, time_of};
 use crate::rpc::{self, proto};
 
 /// Whether what goes to a stream may have colours.
@@ -64,12 +65,6 @@ pub(super) fn json_line(out: &mut (dyn Write + Send), value: &impl Serialize) ->
     writeln!(out)
 }
 
-/// The time of a message, or nothing.
-pub(super) fn time_of(time: Option<prost_types::Timestamp>) -> Option<Timestamp> {
-    let time = time?;
-    Timestamp::new("time", time.seconds, i64::from(time.nanos)).ok()
-}
-
 /// A date for people: to the second, and of fixed width.
 pub(super) fn date_text(time: Option<prost_types::Timestamp>) -> String {
     const WIDTH: usize = "YYYY-MM-DDTHH:MM:SS".len();
@@ -88,26 +83,6 @@ pub(super) fn head_line(out: &mut (dyn Write + Send), article: &proto::Article) 
     )
 }
 
-/// An article as JSON; without a body if `full` is false.
-pub(super) fn article_json(article: &proto::Article, full: bool) -> Value {
-    let mut value = json!({
-        "id": article.id,
-        "title": article.title,
-        "published_at": time_of(article.published_at).map(|time| time.to_string()),
-        "author": article.author,
-        "source": article.source,
-        "url": article.url,
-        "body_hash": article.body_hash,
-        "sequence": article.sequence,
-        "archived_at": time_of(article.archived_at).map(|time| time.to_string()),
-        "text_bytes": article.text_bytes,
-    });
-    if let (true, Some(fields)) = (full, value.as_object_mut()) {
-        fields.insert("body".into(), article.body.clone().into());
-    }
-    value
-}
-
 /// A source as one line or JSON.
 pub(super) fn source_line(
     out: &mut (dyn Write + Send),
@@ -115,15 +90,7 @@ pub(super) fn source_line(
     as_json: bool,
 ) -> io::Result<()> {
     if as_json {
-        return json_line(
-            out,
-            &json!({
-                "name": source.name,
-                "article_count": source.article_count,
-                "first_published_at": time_of(source.first_published_at).map(|time| time.to_string()),
-                "last_published_at": time_of(source.last_published_at).map(|time| time.to_string()),
-            }),
-        );
+        return json_line(out, &source_json(source));
     }
     let (first, last) = (
         date_text(source.first_published_at),

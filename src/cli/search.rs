@@ -5,11 +5,12 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::output::{article_json, date_text, is_coloured, json_line};
+use super::output::{date_text, is_coloured, json_line};
 use super::select::{PAGE_SIZE, SelectorArgs};
 use super::{CommandResult, Outcome};
 use crate::client::{Client, message};
 use crate::error::{Reason, Result};
+use crate::rpc::json::hit_json;
 use crate::rpc::proto;
 
 #[derive(Debug, clap::Args)]
@@ -121,19 +122,6 @@ async fn page(
         tracing::warn!(%error, "waiting for the search index");
         reached = stats.search_sequence;
     }
-}
-
-fn hit_json(hit: &proto::SearchHit) -> serde_json::Value {
-    let parts = |parts: &[proto::TextPart]| {
-        let parts = parts.iter();
-        let parts = parts.map(|part| json!({"text": part.text, "is_match": part.is_match}));
-        parts.collect::<Vec<_>>()
-    };
-    let article = hit.article.clone().unwrap_or_default();
-    json!({
-        "score": hit.score, "title": parts(&hit.title), "snippet": parts(&hit.snippet),
-        "article": article_json(&article, false),
-    })
 }
 
 /// Prints a hit as two lines: the article, and the place in its body.

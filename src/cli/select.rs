@@ -69,12 +69,7 @@ impl SelectorArgs {
 
 /// Reads a day, or a time with or without the zone, which can only be UTC.
 fn parse_time(text: &str) -> Result<Timestamp> {
-    let time = text
-        .strip_suffix('Z')
-        .or_else(|| text.strip_suffix("+00:00"))
-        .unwrap_or(text);
-    let midnight = if time.contains('T') { "" } else { "T00:00:00" };
-    Timestamp::parse("time", &format!("{time}{midnight}+00:00")).map_err(|_| {
+    Timestamp::parse_short(text).ok_or_else(|| {
         let what = format!(
             "{} is not YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS[.fraction] in UTC",
             excerpt(text)

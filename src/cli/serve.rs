@@ -2,6 +2,7 @@
 
 mod limits;
 mod security;
+mod web;
 
 use std::io::Write;
 use std::net::SocketAddr;
@@ -21,12 +22,16 @@ use crate::archive::backup::Follower;
 use crate::archive::{Archive, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
-use crate::rpc::{self, Listeners, ServeOptions, Services};
+use crate::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services, Traces};
 use crate::search::Search;
-use crate::store;
+use crate::store::{self, Locator};
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
+
+/// File descriptors that connections leave to the archive, the search index, backups and files that are
+/// read again; half of all if there are few.
+const RESERVED_FILES: u64 = 256;
 
 /// SIGXFSZ, which has this number on all systems that the server runs on.
 const SIZE_SIGNAL: i32 = 25;
@@ -41,7 +46,7 @@ pub(super) struct Args {
         default_value = "127.0.0.1:50051"
     )]
     listen: SocketAddr,
-    /// An address for HTTP without encryption: /metrics for Prometheus, /healthz and /readyz
+    /// An address for HTTP: /metrics for Prometheus, /healthz and /readyz, and a page in a browser
     #[arg(long, value_name = "ADDR", env = "PRESSMARK_HTTP_LISTEN")]
     http_listen: Option<SocketAddr>,
     /// Seconds that open requests may take to end after the stop
@@ -84,8 +89,23 @@ pub(super) struct Args {
     /// A folder, better on another disk, into which a backup follows the archive
     #[arg(long, value_name = "DIR", env = "PRESSMARK_BACKUP_TO")]
     backup_to: Option<PathBuf>,
+    /// A collector that takes spans of requests by OTLP over gRPC, such as `http://127.0.0.1:4317`
+    #[arg(long, value_name = "URL", env = "PRESSMARK_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// The share of requests, from 0 to 1, that begin a trace; those of a trace that a client began
+    /// are in it if the client has it recorded
+    #[arg(
+        long,
+        value_name = "SHARE",
+        env = "PRESSMARK_OTLP_RATIO",
+        default_value_t = 1.0,
+        value_parser = share
+    )]
+    otlp_ratio: f64,
     #[command(flatten)]
     security: security::SecurityArgs,
+    #[command(flatten)]
+    web: web::WebArgs,
     #[command(flatten)]
     limits: limits::LimitArgs,
 }
@@ -105,13 +125,23 @@ fn interval(text: &str) -> Result<Duration, humantime::DurationError> {
     }
 }
 
+/// Reads a number from 0 to 1.
+fn share(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok();
+    let share = number.filter(|number| (0.0..=1.0).contains(number));
+    share.ok_or_else(|| "it is no number from 0 to 1".to_owned())
+}
+
 pub(super) async fn run(
     args: Args,
     shared: &Shared,
     out: &mut (dyn Write + Send),
 ) -> CommandResult {
-    let tls = args.security.tls()?;
+    let mut options = options(&args)?;
     args.security.check(args.listen)?;
+    if let Some(address) = args.http_listen {
+        args.security.check_http(address, args.web.http_tls)?;
+    }
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
@@ -121,8 +151,12 @@ pub(super) async fn run(
     // Sockets that systemd opened may be elsewhere than the flag says.
     args.security.check(address)?;
     let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    if let Some(address) = http_address {
+        args.security.check_http(address, args.web.http_tls)?;
+    }
+    options.page = http_address.is_some() && args.web.page();
     let store = store::open(&locator, shared.store_options()).await?;
-    raise_file_limit();
+    let files_max = raise_file_limit();
     let limits = args.limits.archive();
     let (archive, guard) = match args.near_copies {
         None => Archive::open(store, limits).await?,
@@ -148,20 +182,11 @@ pub(super) async fn run(
         open_ms = stats.store.open_micros / 1000,
         "opened {locator}"
     );
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    writeln!(out, "pressmark serves {locator} on {scheme}://{address}")?;
-    if let Some(address) = http_address {
-        writeln!(out, "its figures are on http://{address}/metrics")?;
-    }
-    out.flush()?;
+    announce(&locator, (address, http_address), &options, out)?;
     let listeners = Listeners { grpc, http };
     tell_systemd(NotifyState::Ready);
-    let options = ServeOptions {
-        drain: Duration::from_secs(args.drain_seconds.into()),
-        limits: args.limits.service(),
-        tls,
-        credentials: args.security.tokens.clone(),
-    };
+    options.limits = within_files(options.limits, files_max);
+    let traces = options.traces.clone();
     let scrub = (!args.scrub_interval.is_zero()).then(|| {
         let schedule = scrub::Schedule {
             interval: args.scrub_interval,
@@ -191,9 +216,48 @@ pub(super) async fn run(
         tracing::error!(%error, "the search index ends badly");
     }
     guard.close().await?;
+    if let Some(traces) = traces {
+        traces.close().await;
+    }
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)
+}
+
+/// What the flags say of serving, but for the page.
+fn options(args: &Args) -> Result<ServeOptions> {
+    let traces = args.otlp_endpoint.as_deref();
+    let traces = traces.map(|endpoint| Traces::open(endpoint, args.otlp_ratio));
+    Ok(ServeOptions {
+        drain: Duration::from_secs(args.drain_seconds.into()),
+        limits: args.limits.service(),
+        tls: args.security.tls()?,
+        credentials: args.security.tokens.clone(),
+        page: false,
+        http_tls: args.web.http_tls,
+        grpc_web: args.web.origins()?,
+        traces: traces.transpose()?,
+    })
+}
+
+/// Says where the server is, as the first lines that it prints.
+fn announce(
+    locator: &Locator,
+    (grpc, http): (SocketAddr, Option<SocketAddr>),
+    options: &ServeOptions,
+    out: &mut (dyn Write + Send),
+) -> std::io::Result<()> {
+    let scheme = |has_tls| if has_tls { "https" } else { "http" };
+    let first = scheme(options.tls.is_some());
+    writeln!(out, "pressmark serves {locator} on {first}://{grpc}")?;
+    if let Some(http) = http {
+        let second = scheme(options.http_tls);
+        writeln!(out, "its figures are on {second}://{http}/metrics")?;
+        if options.page {
+            writeln!(out, "its page is on {second}://{http}/")?;
+        }
+    }
+    out.flush()
 }
 
 /// The sockets that systemd opened, the first for gRPC and the second for HTTP, or else those that
@@ -253,7 +317,8 @@ async fn load_digests(archive: Archive) {
 }
 
 /// Every connection takes a file descriptor, of which most systems give a process 1,024 until it asks.
-fn raise_file_limit() {
+/// Returns how many it may have.
+fn raise_file_limit() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
@@ -261,6 +326,27 @@ fn raise_file_limit() {
     };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "the limit of open files stays as it is");
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// Takes no more connections than there are file descriptors for: whoever connects must not keep the
+/// archive from opening its files.
+fn within_files(limits: ServiceLimits, files_max: u64) -> ServiceLimits {
+    let room = files_max - RESERVED_FILES.min(files_max / 2);
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    if room < limits.connections_max {
+        tracing::warn!(
+            files_max,
+            connections_max = room,
+            asked = limits.connections_max,
+            "the process may have too few files open for so many connections"
+        );
+    }
+    ServiceLimits {
+        connections_max: limits.connections_max.min(room),
+        ..limits
     }
 }
 

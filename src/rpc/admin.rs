@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 use super::audit;
 use super::convert::{count, limits_message, status_of, stopping, timestamp_of};
@@ -46,7 +47,7 @@ impl AdminService for Admin {
             stop: self.stop.clone(),
             events,
         };
-        tokio::spawn(verify.run(request.into_inner()));
+        tokio::spawn(verify.run(request.into_inner()).in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -59,7 +60,8 @@ impl AdminService for Admin {
         let backup = backup.map_err(|error| status_of(&error))?;
         let (pieces, stream) = mpsc::channel(1);
         let bytes_max = self.archive.limits().response_bytes_max;
-        tokio::spawn(send_backup(backup, bytes_max, self.stop.clone(), pieces));
+        let sending = send_backup(backup, bytes_max, self.stop.clone(), pieces);
+        tokio::spawn(sending.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -122,10 +124,11 @@ impl AdminService for Admin {
 
     async fn rebuild_search_index(
         &self,
-        _request: Request<proto::RebuildSearchIndexRequest>,
+        request: Request<proto::RebuildSearchIndexRequest>,
     ) -> Result<Response<proto::RebuildSearchIndexResponse>, Status> {
         let search = search_of(self.search.as_ref()).map_err(|error| status_of(&error))?;
         let last = self.archive.committed();
+        audit::rebuilds(audit::caller(&request).as_ref());
         search.rebuild();
         Ok(Response::new(proto::RebuildSearchIndexResponse {
             last_sequence: Some(last),

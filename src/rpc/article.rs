@@ -1,15 +1,18 @@
 //! `ArticleService`: each method converts, calls the archive and converts back. The scan has a part
 //! of its own below, the import a file.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 use super::ResponseStream;
 use super::audit;
+use super::caller::Caller;
 use super::convert::{
     delete_message, ids_of, message_of, now, put_message, query_of, selector_of, shutting_down,
     source_message, status_of, stopping, texts_of, view_of,
@@ -19,13 +22,25 @@ use super::proto;
 use super::proto::article_service_server::ArticleService;
 use super::watch::Watch;
 use super::wire::ImportArticlesRequest;
-use crate::archive::{Archive, Direction, Order, PageBudget, Put, Query, StoredArticle, View};
+use crate::archive::{
+    Archive, Direction, Order, Page, PageBudget, Put, Query, StoredArticle, View,
+};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
 
 /// Chunks of a scan that may wait for a slow reader.
 const SCAN_CHUNKS_AHEAD: usize = 1;
+
+/// Bytes of the chunks that all scans together have ahead. Many scans have smaller ones, as far as that
+/// goes: one article is always in a chunk.
+const SCAN_BYTES_AHEAD: usize = 64 * 1024 * 1024;
+
+/// Scans that read a chunk at a time: a chunk in the making takes several times what it has in the end.
+pub(super) const SCANS_READING_MAX: usize = 16;
+
+/// The smallest chunk, so that a scan gets on.
+const SCAN_CHUNK_BYTES_MIN: usize = 64 * 1024;
 
 /// Serves articles.
 #[derive(Clone, Debug)]
@@ -37,6 +52,10 @@ pub(super) struct Articles {
     pub(super) queue_wait_max: Duration,
     /// Ends open streams.
     pub(super) stop: CancellationToken,
+    /// A clone for every open scan, and one more.
+    pub(super) scans: Arc<()>,
+    /// Places of those that read a chunk.
+    pub(super) reading: Arc<Semaphore>,
 }
 
 #[tonic::async_trait]
@@ -50,10 +69,7 @@ impl ArticleService for Articles {
         request: Request<proto::PutArticleRequest>,
     ) -> Result<Response<proto::PutArticleResponse>, Status> {
         let caller = audit::caller(&request);
-        let put = self.put(request.into_inner()).await;
-        if let Ok(put) = &put {
-            audit::stored(caller.as_ref(), put);
-        }
+        let put = self.put(request.into_inner(), caller).await;
         answer(put.map(put_message))
     }
 
@@ -66,8 +82,8 @@ impl ArticleService for Articles {
         let (archive, stop) = (self.archive.clone(), self.stop.clone());
         let caller = audit::caller(&request);
         let requests = request.into_inner();
-        tokio::spawn(import::read(archive, stop, requests, pending));
-        tokio::spawn(import::answer(results, caller, answers));
+        tokio::spawn(import::read(archive, stop, requests, pending).in_current_span());
+        tokio::spawn(import::answer(results, caller, answers).in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -110,13 +126,8 @@ impl ArticleService for Articles {
         let query = query.map_err(|error| status_of(&error))?;
         let view = view_of(request.view, View::Full).map_err(|error| status_of(&error))?;
         let (chunks, stream) = mpsc::channel(SCAN_CHUNKS_AHEAD);
-        tokio::spawn(scan(
-            self.clone(),
-            query,
-            view,
-            request.resume_token,
-            chunks,
-        ));
+        let scan = scan(self.clone(), query, view, request.resume_token, chunks);
+        tokio::spawn(scan.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -125,11 +136,7 @@ impl ArticleService for Articles {
         request: Request<proto::DeleteArticleRequest>,
     ) -> Result<Response<proto::DeleteArticleResponse>, Status> {
         let caller = audit::caller(&request);
-        let deleted = self.delete(request.into_inner()).await;
-        if let Ok(deleted) = &deleted {
-            audit::deleted(caller.as_ref(), deleted);
-        }
-        answer(deleted)
+        answer(self.delete(request.into_inner(), caller).await)
     }
 
     async fn count_articles(
@@ -168,7 +175,7 @@ impl ArticleService for Articles {
         let watch = Watch::new(archive, stop, request.into_inner());
         let watch = watch.map_err(|error| status_of(&error))?;
         let (messages, stream) = mpsc::channel(1);
-        tokio::spawn(watch.run(messages));
+        tokio::spawn(watch.run(messages).in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -191,8 +198,18 @@ fn answer<T>(result: Result<T>) -> Result<Response<T>, Status> {
     result.map(Response::new).map_err(|error| status_of(&error))
 }
 
+/// Does what goes on when nobody waits for it any more.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::spawn(work.in_current_span()).await;
+    done.unwrap_or_else(|panic| {
+        Err(Error::new(Reason::Internal, "a write panicked").with_source(panic))
+    })
+}
+
 impl Articles {
-    async fn put(&self, request: proto::PutArticleRequest) -> Result<Put> {
+    async fn put(&self, request: proto::PutArticleRequest, caller: Option<Caller>) -> Result<Put> {
         let article = request
             .article
             .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;
@@ -207,7 +224,16 @@ impl Articles {
             );
             Error::new(Reason::QueueFull, what)
         })??;
-        pending.result().await
+        if !audit::is_known(caller.as_ref()) {
+            return pending.result().await;
+        }
+        // It is stored whether or not somebody waits for the answer, and the line has to be written.
+        to_its_end(async move {
+            let put = pending.result().await?;
+            audit::stored(caller.as_ref(), &put);
+            Ok(put)
+        })
+        .await
     }
 
     async fn find_missing(
@@ -223,7 +249,10 @@ impl Articles {
         })
     }
 
-    async fn get(&self, request: proto::GetArticleRequest) -> Result<proto::GetArticleResponse> {
+    pub(super) async fn get(
+        &self,
+        request: proto::GetArticleRequest,
+    ) -> Result<proto::GetArticleResponse> {
         let view = view_of(request.view, View::Full)?;
         let stored = match request.name {
             Some(proto::get_article_request::Name::Url(url)) => {
@@ -271,7 +300,7 @@ impl Articles {
         })
     }
 
-    async fn list(
+    pub(super) async fn list(
         &self,
         request: proto::ListArticlesRequest,
     ) -> Result<proto::ListArticlesResponse> {
@@ -291,15 +320,27 @@ impl Articles {
         })
     }
 
+    /// Reads the next chunk of a scan, when it is its turn.
+    async fn chunk(&self, query: &Query, token: &str, budget: &PageBudget) -> Result<Page> {
+        let turn = self.reading.acquire().await;
+        let _turn = turn.map_err(|_| shutting_down())?;
+        self.archive.page(query, token, budget).await
+    }
+
     async fn delete(
         &self,
         request: proto::DeleteArticleRequest,
+        caller: Option<Caller>,
     ) -> Result<proto::DeleteArticleResponse> {
         let id = ContentHash::parse("id", &request.id)?;
-        self.archive
-            .delete(id, &request.reason, now()?)
-            .await
-            .map(delete_message)
+        let (archive, now) = (self.archive.clone(), now()?);
+        to_its_end(async move {
+            let deleted = archive.delete(id, &request.reason, now).await?;
+            let deleted = delete_message(deleted);
+            audit::deleted(caller.as_ref(), &deleted);
+            Ok(deleted)
+        })
+        .await
     }
 
     async fn count(
@@ -314,7 +355,7 @@ impl Articles {
         })
     }
 
-    async fn sources(
+    pub(super) async fn sources(
         &self,
         request: proto::ListSourcesRequest,
     ) -> Result<proto::ListSourcesResponse> {
@@ -345,23 +386,34 @@ async fn scan(
     mut token: String,
     chunks: mpsc::Sender<Result<proto::ScanArticlesResponse, Status>>,
 ) {
-    let bytes_max = service.archive.limits().scan_chunk_bytes;
-    let budget = PageBudget {
-        view,
-        articles_max: usize::MAX,
-        bytes_max,
-    };
+    let open = Arc::clone(&service.scans);
+    let most = service.archive.limits().scan_chunk_bytes;
     loop {
+        let share = SCAN_BYTES_AHEAD / Arc::strong_count(&open);
+        let budget = PageBudget {
+            view,
+            articles_max: usize::MAX,
+            bytes_max: share.max(SCAN_CHUNK_BYTES_MIN).min(most),
+        };
+        // First a place for the chunk, then what is in it: a slow reader holds one less.
+        let place = tokio::select! {
+            place = chunks.reserve() => place,
+            () = service.stop.cancelled() => {
+                // Waits for the reader; the server's drain puts a bound on that.
+                let _ = chunks.send(Err(stopping())).await;
+                return;
+            }
+        };
+        let Ok(place) = place else { return };
         let page = tokio::select! {
-            page = service.archive.page(&query, &token, &budget) => page,
+            page = service.chunk(&query, &token, &budget) => page,
             () = service.stop.cancelled() => Err(shutting_down()),
             () = chunks.closed() => return,
         };
         let page = match page {
             Ok(page) => page,
             Err(error) => {
-                // A client that has gone needs no answer.
-                let _ = chunks.send(Err(status_of(&resume_error(error)))).await;
+                place.send(Err(status_of(&resume_error(error))));
                 return;
             }
         };
@@ -371,17 +423,7 @@ async fn scan(
             articles,
             resume_token: token.clone(),
         };
-        let sent = tokio::select! {
-            sent = chunks.send(Ok(chunk)) => sent.is_ok(),
-            () = service.stop.cancelled() => false,
-        };
-        if !sent {
-            if service.stop.is_cancelled() {
-                // Waits for the reader; the server's drain puts a bound on that.
-                let _ = chunks.send(Err(stopping())).await;
-            }
-            return;
-        }
+        place.send(Ok(chunk));
         if token.is_empty() {
             return;
         }

@@ -3,7 +3,7 @@
 
 use tonic::Request;
 
-use super::gate::Caller;
+use super::caller::Caller;
 use super::proto;
 use crate::archive::{Put, PutOutcome};
 
@@ -50,11 +50,23 @@ pub(super) fn deleted(caller: Option<&Caller>, deleted: &proto::DeleteArticleRes
     });
 }
 
+/// Tells of a search index that was asked to be built anew.
+pub(super) fn rebuilds(caller: Option<&Caller>) {
+    line(caller, |identity, request| {
+        tracing::info!(target: "audit", identity, request, "rebuilds the search index");
+    });
+}
+
 /// Tells of a repair that was asked for.
 pub(super) fn repairs(caller: Option<&Caller>) {
     line(caller, |identity, request| {
         tracing::info!(target: "audit", identity, request, "repairs");
     });
+}
+
+/// Whether lines are written for a caller.
+pub(super) fn is_known(caller: Option<&Caller>) -> bool {
+    caller.is_some_and(|caller| caller.identity.is_some())
 }
 
 fn line(caller: Option<&Caller>, write: impl FnOnce(&str, &str)) {

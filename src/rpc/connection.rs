@@ -22,20 +22,26 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tower::{Service, ServiceExt};
 
-use super::gate::{Connection, Gate, Shared};
+use super::browser::{Front, Origins};
+use super::gate::{Connection, Door, Gate, Shared};
 use super::tls;
 use super::{CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES};
 
 /// How long a client may take from the first byte to the end of the handshakes of TLS and HTTP/2.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The bytes with which every client of HTTP/2 begins.
-const PREFACE_BYTES: usize = 24;
+/// The bytes with which every client of HTTP/2 begins: 24 that never change, and the head of a frame.
+const PREFACE_BYTES: usize = 24 + 9;
 
-/// How long a silent connection is trusted to be alive, and then how long its answer to a ping may
-/// take.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(60);
+/// The least that hyper takes for a buffer.
+const HTTP1_BUFFER_BYTES_MIN: usize = 8 * 1024;
+
+/// How long the answer to a ping may take, unless pings come more often.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How many times the limit of headers HTTP/2 takes. Between the limit and this, whoever sends too
+/// much is told so in the form of all errors; above it HTTP/2 refuses, in its own.
+const HEADERS_TIMES: u32 = 2;
 
 /// How often a connection is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -76,17 +82,20 @@ pub(super) trait Serve: Clone + Send + Sync + 'static {
 pub(super) struct Grpc {
     pub(super) shared: Arc<Shared>,
     pub(super) routes: Routes,
+    /// The sites whose browsers are answered, if gRPC-Web is.
+    pub(super) origins: Option<Origins>,
 }
 
 impl Serve for Grpc {
-    type Service = Gate;
+    type Service = Front;
 
-    fn serve(&self, connection: Arc<Connection>) -> Gate {
-        Gate {
-            shared: Arc::clone(&self.shared),
-            connection,
+    fn serve(&self, connection: Arc<Connection>) -> Front {
+        let shared = Arc::clone(&self.shared);
+        let gate = Gate {
+            door: Door { shared, connection },
             routes: self.routes.clone(),
-        }
+        };
+        Front::new(gate, self.origins.as_ref())
     }
 }
 
@@ -118,6 +127,7 @@ impl<S: Serve> Port<S> {
             };
             let socket = match accepted {
                 Ok((socket, _)) => socket,
+                Err(error) if is_of_one(&error) => continue,
                 Err(error) => {
                     if !std::mem::replace(&mut is_refused, true) {
                         tracing::error!(%error, "the system refuses connections");
@@ -228,7 +238,16 @@ impl<S: Serve> Port<S> {
         }
     }
 
+    /// What is read of a request of HTTP/1 at a time. All its headers have to fit.
+    fn http1_buffer_bytes(&self) -> usize {
+        let headers = self.shared.limits.header_bytes_max;
+        usize::try_from(headers)
+            .unwrap_or(usize::MAX)
+            .max(HTTP1_BUFFER_BYTES_MIN)
+    }
+
     fn builder(&self) -> Builder<TokioExecutor> {
+        let limits = &self.shared.limits;
         let mut builder = Builder::new(TokioExecutor::new());
         if self.protocols == Protocols::Http2 {
             builder = builder.http2_only();
@@ -236,19 +255,34 @@ impl<S: Serve> Port<S> {
         builder
             .http1()
             .timer(TokioTimer::new())
-            .header_read_timeout(HANDSHAKE_TIMEOUT);
+            .header_read_timeout(HANDSHAKE_TIMEOUT)
+            .max_buf_size(self.http1_buffer_bytes());
         builder
             .http2()
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_concurrent_streams(self.streams_max)
-            .max_header_list_size(self.shared.limits.header_bytes_max)
-            .keep_alive_interval(KEEPALIVE_INTERVAL)
-            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .max_header_list_size(limits.header_bytes_max.saturating_mul(HEADERS_TIMES))
             .max_pending_accept_reset_streams(PENDING_RESETS_MAX);
+        let keepalive = limits.keepalive_interval;
+        if !keepalive.is_zero() {
+            builder
+                .http2()
+                .keep_alive_interval(keepalive)
+                .keep_alive_timeout(keepalive.min(KEEPALIVE_TIMEOUT));
+        }
         builder
     }
+}
+
+/// Whether an error of accepting is that of the one connection, so that the next may be fine.
+fn is_of_one(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::Interrupted
+    )
 }
 
 /// Counts what is read.

@@ -21,7 +21,8 @@ const ERROR_DOMAIN: &str = "pressmark";
 /// The type of every `ResourceInfo`.
 const RESOURCE_TYPE: &str = "pressmark.v1.Article";
 
-/// How long a client should wait before it sends again what was answered with UNAVAILABLE.
+/// How long a client should wait before it sends again what was answered with UNAVAILABLE, unless
+/// the error knows better.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Details go into headers, which clients cap at 8 or 16 KiB; a message of ours is far shorter.
@@ -51,8 +52,10 @@ pub fn status_of(error: &Error) -> Status {
     if let Some(resource) = error.resource() {
         details.set_resource_info(RESOURCE_TYPE, resource, "", message.as_str());
     }
-    if code == Code::Unavailable || error.reason() == Reason::RateExceeded {
-        details.set_retry_info(Some(RETRY_DELAY));
+    let pause = error.retry_after();
+    let pause = pause.or((code == Code::Unavailable).then_some(RETRY_DELAY));
+    if pause.is_some() {
+        details.set_retry_info(pause);
     }
     Status::with_error_details(code, message, details)
 }
@@ -351,6 +354,7 @@ pub(super) fn limits_message(limits: &Limits, service: &ServiceLimits) -> proto:
         request_deadline_ms: millis(service.request_deadline),
         stream_idle_ms_max: Some(millis(service.stream_idle_max)),
         connection_age_ms_max: Some(millis(service.connection_age_max)),
+        keepalive_interval_ms: Some(millis(service.keepalive_interval)),
         header_bytes_max: service.header_bytes_max.into(),
         queue_wait_ms_max: millis(service.queue_wait_max),
     }

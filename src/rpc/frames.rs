@@ -21,6 +21,11 @@ pub(super) struct Frames {
 }
 
 impl Frames {
+    /// Whether a message was begun and is not complete.
+    pub(super) fn is_within(&self) -> bool {
+        self.left > 0 || !self.prefix.is_empty()
+    }
+
     /// Tells of every message that begins, prefix and all, within the next bytes.
     pub(super) fn feed(&mut self, mut bytes: &[u8], mut begins: impl FnMut(Prefix)) {
         while !bytes.is_empty() {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -13,38 +14,34 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower::Service;
 use tracing::Instrument;
 
 use super::auth::{Credentials, Identity};
 use super::body::deadline_exceeded;
 use super::body::{AnswerBody, Claim, Idle, Progress, ROOM_UNIT_BYTES, RequestBody};
+use super::browser::Origins;
+use super::caller::{Caller, Callers, REQUEST_ID, request_id};
 use super::convert::status_of;
 use super::frames::Frames;
 use super::limits::ServiceLimits;
 use super::methods::{Method, Shape};
 use super::observe::{Call, RequestMetrics};
+use super::trace::Traces;
 use crate::archive;
 use crate::error::{Error, Reason, Result};
 
-/// The header that names a request, in both directions.
-const REQUEST_ID: &str = "x-request-id";
-
-/// Bytes of such a name.
-const REQUEST_ID_BYTES_MAX: usize = 64;
-
-/// Keys of the rate limiter above which those that are at rest are forgotten.
+/// Keys of the rate limiter above which those that are at rest are forgotten, and how often at most:
+/// it looks at all of them.
 const RATE_KEYS_MAX: usize = 10_000;
+const RATE_KEYS_PAUSE_MS: u64 = 1000;
 
-/// Who sent a request, and its name: for the lines that tell who wrote what.
-#[derive(Clone, Debug)]
-pub(super) struct Caller {
-    pub(super) identity: Option<Arc<Identity>>,
-    pub(super) request_id: Arc<str>,
-}
+/// What HTTP/2 counts for a header besides its name and value.
+const HEADER_BYTES: usize = 32;
 
 /// What all connections share.
 pub(super) struct Shared {
@@ -52,20 +49,29 @@ pub(super) struct Shared {
     message_bytes_max: u32,
     article_message_bytes_max: u32,
     access: Option<watch::Receiver<Arc<Credentials>>>,
+    /// The sites that browsers may come from, if any may.
+    origins: Option<Origins>,
+    traces: Option<Traces>,
     rate: Option<DefaultKeyedRateLimiter<String>>,
+    /// When keys at rest were forgotten last.
+    rate_cleaned_ms: AtomicU64,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Streams of those who need not say who they are: they take no place of the others.
+    open_streams: Arc<Semaphore>,
     room: Arc<Semaphore>,
     pub(super) metrics: RequestMetrics,
     pub(super) origin: Instant,
+    pub(super) stop: CancellationToken,
 }
 
 impl Shared {
     pub(super) fn new(
         limits: ServiceLimits,
         archive: &archive::Limits,
-        access: Option<watch::Receiver<Arc<Credentials>>>,
+        callers: Callers,
         metrics: RequestMetrics,
+        stop: CancellationToken,
     ) -> Self {
         let permits = |count: u32| {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -81,14 +87,19 @@ impl Shared {
             limits,
             message_bytes_max: narrow(archive.message_bytes_max),
             article_message_bytes_max,
-            access,
+            access: callers.access,
+            origins: callers.origins,
+            traces: callers.traces,
             rate: NonZeroU32::new(limits.requests_per_second_max)
                 .map(|rate| RateLimiter::keyed(Quota::per_second(rate))),
+            rate_cleaned_ms: AtomicU64::new(0),
             requests: permits(limits.requests_max),
             streams: permits(limits.streams_max),
+            open_streams: permits(limits.streams_max),
             room: permits(room.div_ceil(ROOM_UNIT_BYTES)),
             metrics,
             origin: Instant::now(),
+            stop,
         }
     }
 
@@ -104,7 +115,7 @@ pub(super) struct Connection {
     pub(super) peer: Option<SocketAddr>,
     /// The subject of the client's certificate.
     pub(super) subject: Option<String>,
-    streams: Mutex<Vec<Weak<Progress>>>,
+    answers: Mutex<Vec<Weak<Progress>>>,
 }
 
 impl Connection {
@@ -112,42 +123,45 @@ impl Connection {
         Self {
             peer,
             subject,
-            streams: Mutex::default(),
+            answers: Mutex::default(),
         }
     }
 
-    /// Whether the client does not take what one of its streams has for it.
+    /// Whether the client does not take what one of its requests has for it.
     pub(super) fn is_stalled(&self, shared: &Shared) -> bool {
-        let limit = shared.limits.stream_idle_max;
-        if limit.is_zero() {
-            return false;
-        }
         let now = shared.now_ms();
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.retain(|stream| stream.strong_count() > 0);
-        let mut open = streams.iter().filter_map(Weak::upgrade);
-        open.any(|stream| stream.is_stalled(now, limit))
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.retain(|answer| answer.strong_count() > 0);
+        let mut open = answers.iter().filter_map(Weak::upgrade);
+        open.any(|answer| answer.is_stalled(now))
     }
 
-    fn follow(&self, progress: &Arc<Progress>) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        streams.push(Arc::downgrade(progress));
+    pub(super) fn follow(&self, progress: &Arc<Progress>) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.push(Arc::downgrade(progress));
     }
+}
+
+/// Where the requests of one connection are let in.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
 }
 
 /// The services of one connection, behind their limits.
 #[derive(Clone)]
 pub(super) struct Gate {
-    pub(super) shared: Arc<Shared>,
-    pub(super) connection: Arc<Connection>,
+    pub(super) door: Door,
     pub(super) routes: Routes,
 }
 
 /// What a request was let in with.
-struct Admission {
+pub(super) struct Admission {
     identity: Option<Arc<Identity>>,
-    permit: Option<OwnedSemaphorePermit>,
-    deadline: Option<Instant>,
+    /// The place that it takes while it is worked on.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+    pub(super) deadline: Option<Instant>,
 }
 
 impl Service<Request<Body>> for Gate {
@@ -168,7 +182,8 @@ impl Service<Request<Body>> for Gate {
             otel.name = method.name,
             method = method.name,
             id = &*id,
-            identity = tracing::field::Empty
+            identity = tracing::field::Empty,
+            trace = tracing::field::Empty
         );
         Box::pin(async move { Ok(gate.answer(method, id, request).await) }.instrument(span))
     }
@@ -181,12 +196,18 @@ impl Gate {
         id: Arc<str>,
         mut request: Request<Body>,
     ) -> Response<Body> {
-        let call = Arc::new(Call::begin(&self.shared.metrics, method));
-        let admitted = self.admit(method, request.headers());
+        let shared = &self.door.shared;
+        let traced = shared.traces.as_ref();
+        let traced = traced.and_then(|traces| traces.begin(method, &id, request.headers()));
+        if let Some(traced) = &traced {
+            tracing::Span::current().record("trace", traced.trace_id());
+        }
+        let call = Arc::new(Call::begin(&shared.metrics, method, traced));
+        let admitted = self.door.admit(method, request.headers());
         let mut response = match admitted {
             Err(error) => {
                 let status = status_of(&error);
-                call.ended(status.code());
+                call.ended(&status);
                 status.into_http()
             }
             Ok(Admission {
@@ -222,9 +243,10 @@ impl Gate {
     }
 
     fn request_body(&self, inner: Body, method: &Method, call: &Arc<Call>, claim: &Claim) -> Body {
-        let shared = &self.shared;
-        let idle = shared.limits.stream_idle_max;
-        let waits = method.shape == Shape::BidiStream && !idle.is_zero();
+        let shared = &self.door.shared;
+        let limits = &shared.limits;
+        // A request with one answer has its deadline.
+        let waits = method.shape != Shape::Unary;
         Body::new(RequestBody {
             inner,
             frames: Frames::default(),
@@ -237,7 +259,7 @@ impl Gate {
             },
             claim: claim.clone(),
             held: None,
-            idle: waits.then(|| Idle::new(idle)),
+            idle: waits.then(|| Idle::new(limits.stream_idle_max, limits.request_deadline)),
         })
     }
 
@@ -250,16 +272,21 @@ impl Gate {
         held: (Option<OwnedSemaphorePermit>, Claim),
     ) -> Response<Body> {
         if let Some(status) = Status::from_header_map(response.headers()) {
-            call.ended(status.code());
+            call.ended(&status);
         } else if !response.status().is_success() {
-            call.ended(Code::Unknown);
+            call.ended(&Status::unknown("no status"));
         }
-        let progress = (method.shape != Shape::Unary).then(|| {
-            let progress = Arc::default();
-            self.connection.follow(&progress);
-            progress
-        });
-        let origin = self.shared.origin;
+        let shared = &self.door.shared;
+        let patience = match method.shape {
+            Shape::Unary => shared.limits.request_deadline,
+            Shape::ServerStream | Shape::BidiStream => shared.limits.stream_idle_max,
+        };
+        let progress = Arc::new(Progress::new(patience, shared.now_ms()));
+        self.door.connection.follow(&progress);
+        // The streams of our own services end by themselves.
+        let is_foreign = method.shape != Shape::Unary && !method.is_ours();
+        let stop = is_foreign.then(|| Box::pin(shared.stop.clone().cancelled_owned()));
+        let origin = shared.origin;
         response.map(|inner| {
             Body::new(AnswerBody {
                 inner,
@@ -267,16 +294,27 @@ impl Gate {
                 call,
                 deadline: deadline.map(|at| Box::pin(tokio::time::sleep_until(at))),
                 progress,
+                stop,
                 origin,
                 is_over: false,
                 _held: held,
             })
         })
     }
+}
 
+impl Door {
     /// Lets a request in, or says why not.
-    fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
-        let identity = self.identity(method, headers)?;
+    pub(super) fn admit(&self, method: &Method, headers: &HeaderMap) -> Result<Admission> {
+        check_headers(headers, self.shared.limits.header_bytes_max)?;
+        if let Some(origins) = &self.shared.origins {
+            origins.check(headers)?;
+        }
+        let identity = match self.identity(method, headers) {
+            Ok(identity) => identity,
+            // Nobody gets around the rate by saying that he is somebody else.
+            Err(error) => return Err(self.check_rate(None).err().unwrap_or(error)),
+        };
         let asked = timeout_of(headers)?;
         if method.role.is_some() {
             self.check_rate(identity.as_deref())?;
@@ -290,7 +328,12 @@ impl Gate {
                 "requests",
                 shared.limits.requests_max,
             )?),
-            (Shape::ServerStream | Shape::BidiStream, _) => Some(place(
+            (Shape::ServerStream | Shape::BidiStream, None) => Some(place(
+                &shared.open_streams,
+                "streams of health",
+                shared.limits.streams_max,
+            )?),
+            (Shape::ServerStream | Shape::BidiStream, Some(_)) => Some(place(
                 &shared.streams,
                 "streams",
                 shared.limits.streams_max,
@@ -348,7 +391,12 @@ impl Gate {
             (None, Some(peer)) => address(peer.ip()),
             (None, None) => String::new(),
         };
-        if rate.len() > RATE_KEYS_MAX {
+        let now = self.shared.now_ms();
+        let cleaned = &self.shared.rate_cleaned_ms;
+        if now.saturating_sub(cleaned.load(Ordering::Relaxed)) > RATE_KEYS_PAUSE_MS
+            && rate.len() > RATE_KEYS_MAX
+        {
+            cleaned.store(now, Ordering::Relaxed);
             rate.retain_recent();
         }
         rate.check_key(&key).map_err(|early| {
@@ -357,7 +405,7 @@ impl Gate {
                 "{key:?} sends more than {} requests in a second; wait {wait:?}",
                 self.shared.limits.requests_per_second_max
             );
-            Error::new(Reason::RateExceeded, what)
+            Error::new(Reason::RateExceeded, what).with_retry_after(wait)
         })
     }
 }
@@ -378,6 +426,20 @@ fn place(places: &Arc<Semaphore>, what: &str, most: u32) -> Result<OwnedSemaphor
         let what = format!("the server has {most} {what} open, which is as many as it takes");
         Error::new(Reason::TooManyRequests, what)
     })
+}
+
+/// Refuses more bytes of headers than may be.
+fn check_headers(headers: &HeaderMap, most: u32) -> Result<()> {
+    let bytes = headers.iter().map(|(name, value)| {
+        let length = name.as_str().len() + value.len() + HEADER_BYTES;
+        u32::try_from(length).unwrap_or(u32::MAX)
+    });
+    let bytes = bytes.fold(0, u32::saturating_add);
+    if bytes > most {
+        let what = format!("the headers have {bytes} bytes, the limit is {most}");
+        return Err(Error::new(Reason::HeadersTooLarge, what));
+    }
+    Ok(())
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
@@ -424,22 +486,6 @@ fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>> {
     })
 }
 
-/// The name that a client gave a request, if it is one, or a new one.
-fn request_id(headers: &HeaderMap) -> Arc<str> {
-    let given = headers
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok());
-    let is_name = |id: &&str| {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
-        (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(is_plain)
-    };
-    if let Some(id) = given.filter(is_name) {
-        return id.into();
-    }
-    let number = getrandom::u64().unwrap_or_default();
-    format!("{number:016x}").into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -463,15 +509,6 @@ mod tests {
         for text in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "é"] {
             assert!(read(text).is_err() || text == "S", "{text}");
         }
-    }
-
-    #[test]
-    fn a_request_has_a_name() {
-        assert_eq!(&*request_id(&header(REQUEST_ID, "a-1")), "a-1");
-        for strange in ["", "a b", &"a".repeat(65)] {
-            assert_eq!(request_id(&header(REQUEST_ID, strange)).len(), 16);
-        }
-        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
     }
 
     #[test]

@@ -5,8 +5,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use super::audit;
+use super::caller::Caller;
 use super::convert::{article_of, import_result, now, stopping};
-use super::gate::Caller;
 use super::layer::mend;
 use super::proto;
 use super::wire::{self, ImportArticlesRequest};
@@ -71,6 +71,8 @@ pub(super) async fn read(
         let message = tokio::select! {
             message = requests.message() => message,
             () = stop.cancelled() => break Some(stopping()),
+            // What is queued is stored all the same.
+            () = pending.closed() => return,
         };
         let mut articles = match message {
             Ok(None) => break None,
@@ -186,7 +188,8 @@ pub(super) async fn answer(
         }
         let message = proto::ImportArticlesResponse { results };
         if !message.results.is_empty() && answers.send(Ok(message)).await.is_err() {
-            return;
+            // The client has gone. Nothing more is queued; what was is stored, and has to be told of.
+            pending.close();
         }
         if let Some(status) = end {
             // If the client has gone, nobody is left to be told.

@@ -1,7 +1,8 @@
 //! Mends what tonic answers by itself, so that clients see one kind of error.
 //!
-//! A request above the transport's limit is refused before our codec sees it, with `OUT_OF_RANGE` and
-//! no details; gRPC's own meaning of that is `RESOURCE_EXHAUSTED`. Nothing of ours uses `OUT_OF_RANGE`.
+//! A request above the transport's limit is refused before our codec sees it, with `OUT_OF_RANGE` or
+//! `RESOURCE_EXHAUSTED` and no details; one that is cut, or cannot be decompressed, with `INTERNAL`, though
+//! it is the client's mistake. What is ours has details, and is left as it is.
 
 use std::convert::Infallible;
 use std::task::{Context, Poll};
@@ -14,6 +15,9 @@ use tower::Service;
 
 use super::convert::status_of;
 use crate::error::{Error, Reason};
+
+/// How the transport's messages begin about what it cannot read.
+const UNREADABLE: [&str; 2] = ["Error decompressing", "Unexpected EOF"];
 
 /// A service whose refusals of the transport have the form of all others.
 #[derive(Clone, Debug)]
@@ -42,8 +46,8 @@ where
         Box::pin(async move {
             let response = response.await?;
             match Status::from_header_map(response.headers()) {
-                Some(status) if status.code() == Code::OutOfRange => Ok(mend(&status).into_http()),
-                _ => Ok(response),
+                Some(status) => Ok(mended(&status).map_or(response, Status::into_http)),
+                None => Ok(response),
             }
         })
     }
@@ -51,9 +55,23 @@ where
 
 /// Gives a refusal of the transport its code and details.
 pub(super) fn mend(status: &Status) -> Status {
-    if status.code() == Code::OutOfRange {
-        status_of(&Error::new(Reason::MessageTooLarge, status.message()))
-    } else {
-        status.clone()
+    mended(status).unwrap_or_else(|| status.clone())
+}
+
+/// The same, or nothing if there is nothing to mend.
+fn mended(status: &Status) -> Option<Status> {
+    if !status.details().is_empty() {
+        return None;
     }
+    let message = status.message();
+    let reason = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => Reason::MessageTooLarge,
+        // A message that says it is compressed where no encoding was named has to be `INTERNAL`, as gRPC
+        // has it.
+        Code::Internal if UNREADABLE.iter().any(|text| message.starts_with(text)) => {
+            Reason::MessageMalformed
+        }
+        _ => return None,
+    };
+    Some(status_of(&Error::new(reason, message)))
 }

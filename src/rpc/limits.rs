@@ -20,10 +20,13 @@ pub struct ServiceLimits {
     pub requests_per_second_max: u32,
     /// Time for a request with one answer, unless the client gives it less.
     pub request_deadline: Duration,
-    /// How long a stream may wait for its client, to send or to take. Zero for ever.
+    /// How long a stream may wait for its client, to send or to take. Zero for ever. A message that was
+    /// begun, and an answer that is no stream, has to pass within the time of a request.
     pub stream_idle_max: Duration,
     /// The age at which a connection is asked to end, its streams untouched. Zero for never.
     pub connection_age_max: Duration,
+    /// How long a connection may be silent until it has to prove that its client is there. Zero for ever.
+    pub keepalive_interval: Duration,
     /// Bytes of the headers of a request.
     pub header_bytes_max: u32,
     /// How long a put may wait for a place in the writer's queue.
@@ -41,6 +44,7 @@ impl Default for ServiceLimits {
             request_deadline: Duration::from_secs(60),
             stream_idle_max: Duration::from_secs(600),
             connection_age_max: Duration::ZERO,
+            keepalive_interval: Duration::from_secs(60),
             header_bytes_max: 16 * 1024,
             queue_wait_max: Duration::from_secs(10),
         }

@@ -34,6 +34,11 @@ pub(super) struct Method {
 }
 
 impl Method {
+    /// Whether it is of a service of pressmark, and no part of gRPC itself.
+    pub(super) fn is_ours(&self) -> bool {
+        [ARTICLES, ADMIN].contains(&self.service)
+    }
+
     /// The method that a path means, or what stands for all that are not known.
     pub(super) fn of_path(path: &str) -> &'static Self {
         let mut parts = path.trim_start_matches('/').splitn(2, '/');
@@ -41,6 +46,14 @@ impl Method {
         let mut all = METHODS.iter();
         all.find(|method| Some(method.service) == service && Some(method.name) == name)
             .unwrap_or(&UNKNOWN)
+    }
+
+    /// The service and the name, or what OpenTelemetry calls all methods that are not known.
+    pub(super) fn full_name(&self) -> String {
+        if self == &UNKNOWN {
+            return "_OTHER".to_owned();
+        }
+        format!("{}/{}", self.service, self.name)
     }
 }
 

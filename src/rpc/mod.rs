@@ -1,16 +1,19 @@
-//! The gRPC service: converts messages to calls of the archive and back. Knows no store, no key and
-//! no record. With the client, the only place that names tonic.
+//! The gRPC service: converts messages to calls of the archive and back. The page in a browser asks the
+//! same methods. Knows no store, no key and no record. With the client, the only place that names tonic.
 
 mod admin;
 mod article;
 mod audit;
 mod auth;
 mod body;
+mod browser;
+mod caller;
 mod connection;
 mod convert;
 mod frames;
 mod gate;
 mod import;
+pub mod json;
 mod layer;
 mod limits;
 mod methods;
@@ -20,8 +23,10 @@ mod questions;
 mod reload;
 mod server;
 mod tls;
+mod trace;
 mod verify;
 mod watch;
+mod web;
 mod wire;
 
 use std::pin::Pin;
@@ -29,6 +34,7 @@ use std::pin::Pin;
 use futures_util::Stream;
 
 pub use self::auth::{Credentials, Identity, Listed, Role};
+pub use self::browser::Origins;
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
 pub use self::limits::ServiceLimits;
 pub use self::server::{
@@ -36,6 +42,7 @@ pub use self::server::{
     serve_pipe,
 };
 pub use self::tls::TlsFiles;
+pub use self::trace::Traces;
 pub use self::wire::ImportArticlesRequest;
 
 /// What a streaming method answers with.

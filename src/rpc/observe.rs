@@ -12,9 +12,10 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use tokio::time::Instant;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use super::methods::Method;
+use super::trace::Traced;
 
 /// Seconds at which the histogram of durations counts.
 const DURATION_BUCKETS: [f64; 13] = [
@@ -38,6 +39,12 @@ struct OutcomeLabels {
     grpc_code: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PageLabels {
+    question: &'static str,
+    status: u16,
+}
+
 type Durations = Family<MethodLabels, Histogram, fn() -> Histogram>;
 
 /// The figures of all requests.
@@ -48,6 +55,7 @@ pub(super) struct RequestMetrics {
     received: Family<MethodLabels, Counter>,
     sent: Family<MethodLabels, Counter>,
     durations: Durations,
+    pages: Family<PageLabels, Counter>,
     /// Connections that are open.
     pub(super) connections: Gauge,
     /// Connections that were closed at once, because there were as many as may be.
@@ -62,6 +70,7 @@ impl Default for RequestMetrics {
             received: Family::default(),
             sent: Family::default(),
             durations: Durations::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            pages: Family::default(),
             connections: Gauge::default(),
             connections_refused: Counter::default(),
         }
@@ -69,6 +78,13 @@ impl Default for RequestMetrics {
 }
 
 impl RequestMetrics {
+    /// Counts a question of the page.
+    pub(super) fn asked(&self, method: &'static Method, status: u16) {
+        let question = method.name;
+        let labels = PageLabels { question, status };
+        self.pages.get_or_create(&labels).inc();
+    }
+
     /// Gives the figures their names. The registry adds `_total` to counters.
     pub(super) fn register(&self, registry: &mut Registry) {
         let started = "Requests that began";
@@ -82,12 +98,22 @@ impl RequestMetrics {
         let durations = "Time from the first header of a request to its status";
         let name = "grpc_server_handling_seconds";
         registry.register(name, durations, self.durations.clone());
+        let pages = "Questions of the page, by the method that answers them, with HTTP's status";
+        registry.register("pressmark_page_questions", pages, self.pages.clone());
         let name = "pressmark_connections";
         registry.register(name, "Open connections", self.connections.clone());
         let refused = "Connections closed at once, because there were as many as may be";
         let name = "pressmark_connections_refused";
         registry.register(name, refused, self.connections_refused.clone());
     }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    code: Code,
+    /// Whether pressmark said so, and not what is below it.
+    is_ours: bool,
 }
 
 /// One request. It is counted as cancelled if it goes before it has ended.
@@ -98,11 +124,19 @@ pub(super) struct Call {
     begun: Instant,
     received: AtomicU64,
     sent: AtomicU64,
-    code: Mutex<Option<Code>>,
+    end: Mutex<Option<End>>,
+    /// Names the request in the log.
+    span: tracing::Span,
+    /// Its span, if the request is traced.
+    traced: Option<Traced>,
 }
 
 impl Call {
-    pub(super) fn begin(metrics: &RequestMetrics, method: &'static Method) -> Self {
+    pub(super) fn begin(
+        metrics: &RequestMetrics,
+        method: &'static Method,
+        traced: Option<Traced>,
+    ) -> Self {
         let metrics = metrics.clone();
         metrics.started.get_or_create(&labels(method)).inc();
         Self {
@@ -111,7 +145,9 @@ impl Call {
             begun: Instant::now(),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
-            code: Mutex::new(None),
+            end: Mutex::new(None),
+            span: tracing::Span::current(),
+            traced,
         }
     }
 
@@ -124,17 +160,24 @@ impl Call {
     }
 
     /// The first end counts.
-    pub(super) fn ended(&self, code: Code) {
-        let mut known = self.code.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get_or_insert(code);
+    pub(super) fn ended(&self, status: &Status) {
+        let end = End {
+            code: status.code(),
+            is_ours: !status.details().is_empty(),
+        };
+        let mut known = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get_or_insert(end);
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        let code = self.code.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let code = code.unwrap_or(Code::Cancelled);
+        let end = self.end.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let (code, is_ours) = end.map_or((Code::Cancelled, false), |end| (end.code, end.is_ours));
         let elapsed = self.begun.elapsed();
+        if let Some(traced) = self.traced.take() {
+            traced.end(code);
+        }
         let method = labels(self.method);
         let metrics = &self.metrics;
         let add = |family: &Family<MethodLabels, Counter>, count: &AtomicU64| {
@@ -152,12 +195,15 @@ impl Drop for Call {
             grpc_code: code_label(code),
         };
         metrics.handled.get_or_create(&outcome).inc();
-        tracing::debug!(
-            method = self.method.name,
-            code = code_label(code),
-            elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX),
-            "answered"
-        );
+        let _named = self.span.enter();
+        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
+        let (name, code_name) = (self.method.name, code_label(code));
+        // What the transport finds wrong with a request is no news for an operator.
+        if is_ours && matches!(code, Code::Internal | Code::DataLoss) {
+            tracing::warn!(method = name, code = code_name, elapsed_us, "failed");
+        } else {
+            tracing::debug!(method = name, code = code_name, elapsed_us, "answered");
+        }
     }
 }
 

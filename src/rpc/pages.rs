@@ -1,11 +1,12 @@
-//! The second port, over HTTP for programs that do not speak gRPC: figures for Prometheus, and whether
-//! the server lives and serves.
+//! The second port, over HTTP for programs that do not speak gRPC: figures for Prometheus, whether the
+//! server lives and serves, and the page in a browser.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
@@ -18,7 +19,8 @@ use tower::Service;
 use super::connection::Serve;
 use super::gate::Connection;
 use super::observe::RequestMetrics;
-use crate::archive::Archive;
+use super::web::{self, Web};
+use crate::archive::{Archive, Stats};
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
 
@@ -28,24 +30,34 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 /// The media type of all else.
 const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 
-/// What the pages tell of.
+/// What the second port tells of.
 #[derive(Clone)]
 pub(super) struct Pages {
     pub(super) archive: Archive,
     pub(super) search: Option<Search>,
     pub(super) metrics: RequestMetrics,
+    /// The page, unless the server does without.
+    pub(super) web: Option<Web>,
     pub(super) stop: CancellationToken,
 }
 
-impl Serve for Pages {
-    type Service = Self;
+/// The second port, for one connection.
+#[derive(Clone)]
+pub(super) struct Reader {
+    pages: Pages,
+    connection: Arc<Connection>,
+}
 
-    fn serve(&self, _connection: Arc<Connection>) -> Self {
-        self.clone()
+impl Serve for Pages {
+    type Service = Reader;
+
+    fn serve(&self, connection: Arc<Connection>) -> Reader {
+        let pages = self.clone();
+        Reader { pages, connection }
     }
 }
 
-impl Service<Request<Body>> for Pages {
+impl Service<Request<Body>> for Reader {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -55,34 +67,47 @@ impl Service<Request<Body>> for Pages {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let pages = self.clone();
-        Box::pin(async move { Ok(pages.answer(request.method(), request.uri().path()).await) })
+        let Self { pages, connection } = self.clone();
+        let (head, _) = request.into_parts();
+        Box::pin(async move { Ok(pages.answer(&head, &connection).await) })
     }
 }
 
 impl Pages {
-    async fn answer(&self, method: &Method, path: &str) -> Response<Body> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            return page(StatusCode::METHOD_NOT_ALLOWED, TEXT_TYPE, "GET or HEAD\n");
+    async fn answer(&self, head: &Parts, connection: &Arc<Connection>) -> Response<Body> {
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, TEXT_TYPE, "GET or HEAD\n");
+            let allowed = HeaderValue::from_static("GET, HEAD");
+            refusal.headers_mut().insert(header::ALLOW, allowed);
+            return refusal;
         }
         let unavailable = StatusCode::SERVICE_UNAVAILABLE;
-        match path {
-            "/healthz" => page(StatusCode::OK, TEXT_TYPE, "lives\n"),
-            "/readyz" if self.stop.is_cancelled() => page(unavailable, TEXT_TYPE, "stops\n"),
-            "/readyz" => match self.archive.check_writes() {
-                Ok(()) => page(StatusCode::OK, TEXT_TYPE, "serves\n"),
-                Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
-            },
-            "/metrics" => match self.figures().await {
-                Ok(text) => page(StatusCode::OK, METRICS_TYPE, &text),
-                Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
-            },
-            _ => page(
-                StatusCode::NOT_FOUND,
-                TEXT_TYPE,
-                "/metrics, /healthz and /readyz are here\n",
-            ),
+        match head.uri.path() {
+            "/healthz" => return page(StatusCode::OK, TEXT_TYPE, "lives\n"),
+            "/readyz" if self.stop.is_cancelled() => {
+                return page(unavailable, TEXT_TYPE, "stops\n");
+            }
+            "/readyz" => {
+                return match self.archive.check_writes() {
+                    Ok(()) => page(StatusCode::OK, TEXT_TYPE, "serves\n"),
+                    Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
+                };
+            }
+            "/metrics" => {
+                return match self.figures().await {
+                    Ok(text) => page(StatusCode::OK, METRICS_TYPE, &text),
+                    Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
+                };
+            }
+            _ => {}
         }
+        if let Some(web) = &self.web
+            && let Some(response) = web.answer(&head.uri, &head.headers, connection).await
+        {
+            return response;
+        }
+        let here = "/metrics, /healthz and /readyz are here\n";
+        page(StatusCode::NOT_FOUND, TEXT_TYPE, here)
     }
 
     async fn figures(&self) -> Result<String> {
@@ -123,11 +148,6 @@ impl Pages {
             "The last sequence given",
             stats.last_sequence,
         );
-        gauge(
-            "disk_bytes",
-            "Bytes of the engine's files",
-            stats.store.disk_bytes,
-        );
         let queued = u64::try_from(stats.queued_count).unwrap_or(u64::MAX);
         gauge("queued_articles", "Articles waiting for the writer", queued);
         let takes_writes = u64::from(self.archive.check_writes().is_ok());
@@ -159,23 +179,31 @@ impl Pages {
                 ConstGauge::new(i64::try_from(lag).unwrap_or(i64::MAX)),
             );
         }
-        let opened = ConstCounter::new(stats.store.open_micros / 1000);
-        registry.register(
-            "open_milliseconds",
-            "How long the engine took to open",
-            opened,
-        );
+        register_engine(registry, &stats);
         Ok(())
     }
 }
 
+/// What the engine tells of itself.
+fn register_engine(registry: &mut Registry, stats: &Stats) {
+    let store = &stats.store;
+    let narrow = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let disk = ConstGauge::new(narrow(store.disk_bytes));
+    registry.register("disk_bytes", "Bytes of the engine's files", disk);
+    let cache = ConstGauge::new(narrow(store.cache_bytes));
+    let what = "Bytes that the engine's cache may take";
+    registry.register("cache_bytes", what, cache);
+    let mut count = |name: &str, what: &str, value: u64| {
+        registry.register(name, what, ConstCounter::new(value));
+    };
+    let what = "Small reads of the engine that were as fast as memory is";
+    count("engine_reads_fast", what, store.reads_fast_count);
+    let what = "Small reads of the engine that waited for the disk or for a write";
+    count("engine_reads_slow", what, store.reads_slow_count);
+    let what = "How long the engine took to open";
+    count("open_milliseconds", what, store.open_micros / 1000);
+}
+
 fn page(status: StatusCode, kind: &'static str, text: &str) -> Response<Body> {
-    let mut response = Response::new(Body::new(text.to_owned()));
-    *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    let nosniff = HeaderValue::from_static("nosniff");
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
-    response
+    web::answer(status, kind, Body::new(text.to_owned()))
 }

@@ -9,8 +9,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::error::{Error, Reason, Result};
 
-/// How often the files are looked at.
-const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the files are looked at. A change counts when it is seen twice in a row: whoever writes a
+/// file in place leaves it empty, or half written, for a moment.
+const INTERVAL: Duration = Duration::from_millis(500);
 
 /// Bytes of a file. One that is larger is not what was meant.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
@@ -21,7 +22,7 @@ type Load<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T> + Send + Sync>;
 /// Files, and what they mean.
 pub(super) struct Reload<T> {
     files: Vec<PathBuf>,
-    contents: Vec<Vec<u8>>,
+    looks: Looks,
     load: Load<T>,
     current: watch::Sender<Arc<T>>,
 }
@@ -40,7 +41,10 @@ impl<T> Reload<T> {
         let load = Box::new(load);
         Ok(Self {
             files,
-            contents,
+            looks: Looks {
+                known: contents,
+                seen: None,
+            },
             load,
             current,
         })
@@ -60,11 +64,11 @@ impl<T> Reload<T> {
         loop {
             interval.tick().await;
             let changed = match read(&self.files).await {
-                Ok(contents) if contents == self.contents => continue,
                 Ok(contents) => {
-                    let loaded = (self.load)(&contents);
-                    self.contents = contents;
-                    loaded
+                    if self.looks.are_same(contents) {
+                        continue;
+                    }
+                    (self.load)(&self.looks.known)
                 }
                 Err(error) => Err(error),
             };
@@ -86,6 +90,32 @@ impl<T> Reload<T> {
     }
 }
 
+/// What the files were when they were looked at.
+struct Looks {
+    /// What counts.
+    known: Vec<Vec<u8>>,
+    /// What the last look saw, if that was something else.
+    seen: Option<Vec<Vec<u8>>>,
+}
+
+impl Looks {
+    /// Looks once more. Returns whether what counts is the same as before.
+    fn are_same(&mut self, contents: Vec<Vec<u8>>) -> bool {
+        let is_seen = self.seen.as_ref() == Some(&contents);
+        if contents == self.known {
+            self.seen = None;
+            return true;
+        }
+        if is_seen {
+            self.known = contents;
+            self.seen = None;
+        } else {
+            self.seen = Some(contents);
+        }
+        !is_seen
+    }
+}
+
 async fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     let mut contents = Vec::with_capacity(files.len());
     for file in files {
@@ -104,4 +134,26 @@ async fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
         contents.push(tokio::fs::read(file).await.map_err(failed)?);
     }
     Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_just_being_written_changes_nothing() {
+        let file = |text: &str| vec![text.as_bytes().to_vec()];
+        let mut looks = Looks {
+            known: file("old"),
+            seen: None,
+        };
+        // Whether the value changed, look by look.
+        let looked = ["old", "", "old", "", "new", "ne", "new", "new", "new"];
+        let changed = looked.map(|text| !looks.are_same(file(text)));
+        assert_eq!(
+            changed,
+            [false, false, false, false, false, false, false, true, false]
+        );
+        assert_eq!(looks.known, file("new"));
+    }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codec::CompressionEncoding;
@@ -17,8 +18,10 @@ use tonic_health::server::HealthReporter;
 
 use super::DESCRIPTORS;
 use super::admin::Admin;
-use super::article::Articles;
+use super::article::{Articles, SCANS_READING_MAX};
 use super::auth::Credentials;
+use super::browser::Origins;
+use super::caller::Callers;
 use super::connection::{Grpc, Port, Protocols};
 use super::gate::{Connection, Shared};
 use super::layer::Mended;
@@ -29,6 +32,8 @@ use super::proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADM
 use super::proto::article_service_server::{ArticleServiceServer, SERVICE_NAME as ARTICLE_SERVICE};
 use super::reload::Reload;
 use super::tls::{self, ClientCertificate, TlsFiles};
+use super::trace::Traces;
+use super::web::{Audience, Web};
 use crate::archive::Archive;
 use crate::error::{Error, Reason, Result};
 use crate::search::Search;
@@ -73,7 +78,7 @@ impl From<Archive> for Services {
 pub struct Listeners {
     /// For gRPC.
     pub grpc: TcpListener,
-    /// For HTTP without encryption: figures for Prometheus, and whether the server lives and serves.
+    /// For HTTP: figures for Prometheus, whether the server lives and serves, and the page.
     pub http: Option<TcpListener>,
 }
 
@@ -85,7 +90,7 @@ impl From<TcpListener> for Listeners {
 }
 
 /// How to serve.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ServeOptions {
     /// How long open requests may take to end after the stop. Then connections are cut.
     pub drain: Duration,
@@ -95,6 +100,15 @@ pub struct ServeOptions {
     pub tls: Option<TlsFiles>,
     /// The file of tokens and certificates' subjects, unless everybody may do everything.
     pub credentials: Option<PathBuf>,
+    /// Whether the second port has the page and its data.
+    pub page: bool,
+    /// Whether the second port speaks TLS as well, with the same files.
+    pub http_tls: bool,
+    /// The sites whose browsers may call by gRPC-Web, unless it is not spoken. With it the first port
+    /// takes HTTP/1.1 as well.
+    pub grpc_web: Option<Origins>,
+    /// Where spans of requests go, if they go anywhere.
+    pub traces: Option<Traces>,
 }
 
 impl Default for ServeOptions {
@@ -104,6 +118,10 @@ impl Default for ServeOptions {
             limits: ServiceLimits::default(),
             tls: None,
             credentials: None,
+            page: true,
+            http_tls: false,
+            grpc_web: None,
+            traces: None,
         }
     }
 }
@@ -122,56 +140,8 @@ pub async fn serve(
 ) -> Result<()> {
     let (services, listeners) = (services.into(), listeners.into());
     let archive = services.archive.clone();
-    let limits = *archive.limits();
-    let access = match &options.credentials {
-        Some(file) => Some(Reload::open(vec![file.clone()], credentials).await?),
-        None => None,
-    };
-    let clients = match access {
-        Some(_) => ClientCertificate::Optional,
-        None => ClientCertificate::Required,
-    };
-    let tls = match &options.tls {
-        Some(files) => Some(tls::open(files, clients).await?),
-        None => None,
-    };
-    let stopping = CancellationToken::new();
-    let metrics = RequestMetrics::default();
-    let pages = Pages {
-        archive: archive.clone(),
-        search: services.search.clone(),
-        metrics: metrics.clone(),
-        stop: stopping.clone(),
-    };
-    let (routes, health) = routes(services, &options.limits, &stopping).await?;
-    let known = access.as_ref().map(Reload::current);
-    let shared = Arc::new(Shared::new(options.limits, &limits, known, metrics));
-    let port = Port {
-        serve: Grpc {
-            shared: Arc::clone(&shared),
-            routes,
-        },
-        places: places(&options.limits),
-        shared,
-        protocols: Protocols::Http2,
-        streams_max: limits.connection_streams_max,
-        tls: tls.as_ref().map(Reload::current),
-        tasks: TaskTracker::new(),
-        stop: stopping.clone(),
-        cut: CancellationToken::new(),
-    };
-    let http = Port {
-        serve: pages,
-        protocols: Protocols::Http1And2,
-        tls: None,
-        // Whoever watches over the server sees it even when gRPC takes no more connections.
-        places: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)),
-        shared: Arc::clone(&port.shared),
-        tasks: port.tasks.clone(),
-        stop: stopping.clone(),
-        cut: port.cut.clone(),
-        streams_max: port.streams_max,
-    };
+    let files = Files::open(&options).await?;
+    let (port, http, health) = ports(services, &files, &options).await?;
     let accepting = async {
         let http = async {
             match listeners.http {
@@ -182,7 +152,11 @@ pub async fn serve(
         tokio::join!(port.clone().accept(listeners.grpc), http);
     };
     let following = async {
-        tokio::join!(follow(access), follow(tls), watch_writes(&archive, &health));
+        tokio::join!(
+            follow(files.access),
+            follow(files.tls),
+            watch_writes(&archive, &health)
+        );
     };
     tokio::select! {
         () = accepting => {}
@@ -190,23 +164,113 @@ pub async fn serve(
         () = stop => {}
     }
     set_health(&health, ServingStatus::NotServing).await;
-    stopping.cancel();
-    port.tasks.close();
-    if tokio::time::timeout(options.drain, port.tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::warn!(drain = ?options.drain, "requests were still open and are cut off");
-        port.cut.cancel();
-        // Without it the archive could be closed under a request.
-        if tokio::time::timeout(CUT_TIMEOUT, port.tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("connections do not end");
-        }
-    }
+    drain(&port, options.drain).await;
     Ok(())
+}
+
+/// Stops what is served, and waits until it has ended.
+async fn drain<S>(port: &Port<S>, drain: Duration) {
+    port.stop.cancel();
+    port.tasks.close();
+    let ended = tokio::time::timeout(drain, port.tasks.wait()).await;
+    if ended.is_ok() {
+        return;
+    }
+    tracing::warn!(?drain, "requests were still open and are cut off");
+    port.cut.cancel();
+    // Without it the archive could be closed under a request.
+    let ended = tokio::time::timeout(CUT_TIMEOUT, port.tasks.wait()).await;
+    if ended.is_err() {
+        tracing::warn!("connections do not end");
+    }
+}
+
+/// The files that are read again when they change.
+struct Files {
+    access: Option<Reload<Credentials>>,
+    tls: Option<Reload<ServerConfig>>,
+}
+
+impl Files {
+    async fn open(options: &ServeOptions) -> Result<Self> {
+        if options.http_tls && options.tls.is_none() {
+            let what = "the second port has TLS only if the first one has";
+            return Err(Error::field(Reason::ArgumentInvalid, "http-tls", what));
+        }
+        let access = match &options.credentials {
+            Some(file) => Some(Reload::open(vec![file.clone()], credentials).await?),
+            None => None,
+        };
+        let clients = match access {
+            Some(_) => ClientCertificate::Optional,
+            None => ClientCertificate::Required,
+        };
+        let tls = match &options.tls {
+            Some(files) => Some(tls::open(files, clients).await?),
+            None => None,
+        };
+        Ok(Self { access, tls })
+    }
+}
+
+/// Both ports, and the handle that tells whether the services serve.
+async fn ports(
+    services: Services,
+    files: &Files,
+    options: &ServeOptions,
+) -> Result<(Port<Grpc>, Port<Pages>, HealthReporter)> {
+    let limits = *services.archive.limits();
+    let stop = CancellationToken::new();
+    let metrics = RequestMetrics::default();
+    let callers = Callers {
+        access: files.access.as_ref().map(Reload::current),
+        origins: options.grpc_web.clone(),
+        traces: options.traces.clone(),
+    };
+    let stopping = stop.clone();
+    let shared = Shared::new(options.limits, &limits, callers, metrics.clone(), stopping);
+    let shared = Arc::new(shared);
+    let articles = articles(&services, &options.limits, &stop);
+    let web = || Web::new(articles.clone(), Arc::clone(&shared), audience(options));
+    let pages = Pages {
+        archive: services.archive.clone(),
+        search: services.search.clone(),
+        metrics,
+        web: options.page.then(web),
+        stop: stop.clone(),
+    };
+    let (routes, health) = routes(services, articles, &options.limits).await?;
+    let port = Port {
+        serve: Grpc {
+            shared: Arc::clone(&shared),
+            routes,
+            origins: options.grpc_web.clone(),
+        },
+        places: places(&options.limits),
+        shared,
+        protocols: match options.grpc_web {
+            Some(_) => Protocols::Http1And2,
+            None => Protocols::Http2,
+        },
+        streams_max: limits.connection_streams_max,
+        tls: files.tls.as_ref().map(Reload::current),
+        tasks: TaskTracker::new(),
+        stop,
+        cut: CancellationToken::new(),
+    };
+    let http = Port {
+        serve: pages,
+        protocols: Protocols::Http1And2,
+        tls: port.tls.clone().filter(|_| options.http_tls),
+        // Whoever watches over the server sees it even when gRPC takes no more connections.
+        places: Arc::new(Semaphore::new(HTTP_CONNECTIONS_MAX)),
+        shared: Arc::clone(&port.shared),
+        tasks: port.tasks.clone(),
+        stop: port.stop.clone(),
+        cut: port.cut.clone(),
+        streams_max: port.streams_max,
+    };
+    Ok((port, http, health))
 }
 
 fn places(limits: &ServiceLimits) -> Arc<Semaphore> {
@@ -260,13 +324,22 @@ pub async fn serve_pipe(
         ..ServiceLimits::default()
     };
     let archive_limits = *services.archive.limits();
-    let (routes, _health) = routes(services, &limits, &stop).await?;
+    let articles = articles(&services, &limits, &stop);
+    let (routes, _health) = routes(services, articles, &limits).await?;
     let metrics = RequestMetrics::default();
-    let shared = Arc::new(Shared::new(limits, &archive_limits, None, metrics));
+    let shared = Shared::new(
+        limits,
+        &archive_limits,
+        Callers::default(),
+        metrics,
+        stop.clone(),
+    );
+    let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {
             shared: Arc::clone(&shared),
             routes,
+            origins: None,
         },
         places: places(&limits),
         shared,
@@ -281,22 +354,40 @@ pub async fn serve_pipe(
     Ok(())
 }
 
+/// The methods of articles, for gRPC and for the page.
+fn articles(services: &Services, limits: &ServiceLimits, stop: &CancellationToken) -> Articles {
+    Articles {
+        archive: services.archive.clone(),
+        search: services.search.clone(),
+        queue_wait_max: limits.queue_wait_max,
+        stop: stop.clone(),
+        scans: Arc::new(()),
+        reading: Arc::new(Semaphore::new(SCANS_READING_MAX)),
+    }
+}
+
+/// Who may see the data of the page: those who may see them over gRPC.
+fn audience(options: &ServeOptions) -> Audience {
+    let tls = options.tls.as_ref();
+    let needs_certificate = tls.is_some_and(|files| files.client_roots.is_some());
+    match (&options.credentials, options.http_tls) {
+        (Some(_), _) | (None, true) => Audience::Known,
+        (None, false) if needs_certificate => Audience::Nobody,
+        (None, false) => Audience::Everybody,
+    }
+}
+
 /// All services, and the handle that tells whether they serve.
 async fn routes(
     services: Services,
+    articles: Articles,
     service_limits: &ServiceLimits,
-    stop: &CancellationToken,
 ) -> Result<(Routes, HealthReporter)> {
     let Services { archive, search } = services;
     let limits = *archive.limits();
     let (health, health_service) = tonic_health::server::health_reporter();
     set_health(&health, ServingStatus::Serving).await;
-    let articles = Articles {
-        archive: archive.clone(),
-        search: search.clone(),
-        queue_wait_max: service_limits.queue_wait_max,
-        stop: stop.clone(),
-    };
+    let stop = articles.stop.clone();
     // An answer is compressed if the client says that it takes that.
     let mut articles = ArticleServiceServer::new(articles)
         .max_decoding_message_size(limits.article_message_bytes_max)
@@ -305,7 +396,7 @@ async fn routes(
         archive,
         search,
         service_limits: *service_limits,
-        stop: stop.clone(),
+        stop,
     })
     .max_decoding_message_size(limits.message_bytes_max);
     for encoding in [CompressionEncoding::Zstd, CompressionEncoding::Gzip] {

@@ -8,7 +8,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::objects::{oid_registry, oid2abbrev};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate};
 
 use super::reload::Reload;
 use crate::error::{Error, Reason, Result};
@@ -101,8 +102,26 @@ fn invalid(
 }
 
 /// The subject of a certificate, as RFC 4514 writes it but in the order of the certificate, such as
-/// `C=NL, O=Gazette, CN=importer`.
+/// `C=NL, O=Gazette, CN=importer`. What divides the parts is escaped within them, so that no two
+/// subjects are written alike; none if a part is no text.
 pub(super) fn subject(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    Some(certificate.subject().to_string())
+    let parts = certificate.subject().iter_rdn().map(|part| {
+        let values: Option<Vec<String>> = part.iter().map(attribute).collect();
+        Some(values?.join(" + "))
+    });
+    Some(parts.collect::<Option<Vec<String>>>()?.join(", "))
+}
+
+fn attribute(attribute: &AttributeTypeAndValue<'_>) -> Option<String> {
+    let kind = attribute.attr_type();
+    let name = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
+    let mut text = format!("{name}=");
+    for character in attribute.as_str().ok()?.chars() {
+        if ",+\"\\<>;".contains(character) {
+            text.push('\\');
+        }
+        text.push(character);
+    }
+    Some(text)
 }

@@ -46,12 +46,12 @@ pub(super) fn decode<M: Message + Name + Default>(bytes: impl Buf) -> Result<M> 
 }
 
 /// The largest message of a name. Messages that carry no articles to the server are small, so that
-/// millions of empty items in one cannot use up memory before they are counted.
+/// millions of empty items in one cannot use up memory before they are counted. Those that do have the
+/// limit of their service, which an operator can set, and which was looked at before this.
 fn message_bytes_max(name: &str) -> usize {
-    let limits = Limits::default();
     match name {
-        "PutArticleRequest" | "ImportArticlesRequest" => limits.article_message_bytes_max,
-        name if name.ends_with("Request") => limits.message_bytes_max,
+        "PutArticleRequest" | "ImportArticlesRequest" => usize::MAX,
+        name if name.ends_with("Request") => Limits::default().message_bytes_max,
         _ => usize::MAX,
     }
 }
@@ -94,6 +94,8 @@ impl<E: Message> Encoder for WireEncoder<E> {
     type Error = Status;
 
     fn encode(&mut self, item: E, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        // A buffer that grows by itself would be up to twice as large, for as long as a client is slow.
+        buffer.reserve(item.encoded_len());
         item.encode(buffer)
             .map_err(|error| Status::internal(error.to_string()))
     }

@@ -69,12 +69,7 @@ impl Store for MemoryStore {
     }
 
     async fn stats(&self) -> Result<StoreStats> {
-        self.read(|_| {
-            Ok(StoreStats {
-                disk_bytes: 0,
-                open_micros: 0,
-            })
-        })
+        self.read(|_| Ok(StoreStats::default()))
     }
 
     async fn close(&self) -> Result<()> {

@@ -155,12 +155,18 @@ pub enum Durability {
 }
 
 /// What an engine tells of itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StoreStats {
     /// Bytes on disk, 0 for memory.
     pub disk_bytes: u64,
     /// How long opening took, in microseconds.
     pub open_micros: u64,
+    /// Bytes that its cache may take, 0 if it has none.
+    pub cache_bytes: u64,
+    /// Small reads that were as fast as memory is.
+    pub reads_fast_count: u64,
+    /// Small reads that were not: they waited for the disk, or for a batch that was being applied.
+    pub reads_slow_count: u64,
 }
 
 /// An ordered map of byte strings, with atomic batches.

@@ -6,7 +6,7 @@
 //! for as long as such reads are fast, and after a slow one the next ones run on threads that may wait.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
@@ -33,6 +33,9 @@ const THREADS_MAX: usize = 16;
 pub(super) struct Reads {
     /// Small reads still to be run on other threads.
     after_slow: AtomicU32,
+    /// Small reads that took no longer than memory takes, and those that did.
+    fast_count: AtomicU64,
+    slow_count: AtomicU64,
     threads: Arc<Semaphore>,
 }
 
@@ -40,6 +43,8 @@ impl Default for Reads {
     fn default() -> Self {
         Self {
             after_slow: AtomicU32::new(0),
+            fast_count: AtomicU64::new(0),
+            slow_count: AtomicU64::new(0),
             threads: Arc::new(Semaphore::new(THREADS_MAX)),
         }
     }
@@ -48,28 +53,52 @@ impl Default for Reads {
 impl Reads {
     /// Runs a read of at most so many rows. One that panics has failed.
     pub(super) async fn run<T: Send + 'static>(
-        &self,
+        self: &Arc<Self>,
         rows_max: usize,
         read: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
         if rows_max <= SMALL_ROWS_MAX && self.are_fast() {
-            let started = Instant::now();
-            let result = guarded(read);
-            let rows = u32::try_from(rows_max).unwrap_or(u32::MAX);
-            if started.elapsed() > SMALL_TIME_MAX + ROW_TIME_MAX * rows {
+            let (result, is_fast) = self.timed(rows_max, read);
+            if !is_fast {
                 self.after_slow.store(READS_AFTER_SLOW, Ordering::Relaxed);
             }
             return result;
         }
+        let reads = Arc::clone(self);
         let threads = Arc::clone(&self.threads);
         let thread = threads.acquire_owned().await.map_err(|_| closed())?;
         let reading = move || {
-            let result = guarded(read);
+            let result = if rows_max <= SMALL_ROWS_MAX {
+                reads.timed(rows_max, read).0
+            } else {
+                guarded(read)
+            };
             drop(thread);
             result
         };
         let read = tokio::task::spawn_blocking(reading).await;
         read.unwrap_or_else(|_| Err(panicked()))
+    }
+
+    /// Runs a small read, and tells whether it was as fast as memory is.
+    fn timed<T>(&self, rows_max: usize, read: impl FnOnce() -> Result<T>) -> (Result<T>, bool) {
+        let started = Instant::now();
+        let result = guarded(read);
+        let rows = u32::try_from(rows_max).unwrap_or(u32::MAX);
+        let is_fast = started.elapsed() <= SMALL_TIME_MAX + ROW_TIME_MAX * rows;
+        let count = if is_fast {
+            &self.fast_count
+        } else {
+            &self.slow_count
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        (result, is_fast)
+    }
+
+    /// Small reads so far: those that were as fast as memory is, and the others.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        (count(&self.fast_count), count(&self.slow_count))
     }
 
     /// Whether a small read need not wait, as far as one can tell.
@@ -95,14 +124,14 @@ mod tests {
 
     use super::*;
 
-    async fn thread_of(reads: &Reads, rows_max: usize) -> ThreadId {
+    async fn thread_of(reads: &Arc<Reads>, rows_max: usize) -> ThreadId {
         let read = || Ok(thread::current().id());
         reads.run(rows_max, read).await.unwrap()
     }
 
     #[tokio::test]
     async fn reads_run_where_they_are_asked_for_until_one_is_slow() {
-        let reads = Reads::default();
+        let reads = Arc::new(Reads::default());
         let here = thread::current().id();
         assert_eq!(thread_of(&reads, 1).await, here);
         assert_ne!(thread_of(&reads, SMALL_ROWS_MAX + 1).await, here);
@@ -117,11 +146,15 @@ mod tests {
             assert_ne!(thread_of(&reads, 1).await, here);
         }
         assert_eq!(thread_of(&reads, 1).await, here);
+        let (fast_count, slow_count) = reads.counts();
+        assert!(slow_count >= 1, "{slow_count}");
+        // The large one is not counted.
+        assert_eq!(fast_count + slow_count, u64::from(READS_AFTER_SLOW) + 3);
     }
 
     #[tokio::test]
     async fn a_panic_is_an_error_on_either_thread() {
-        let reads = Reads::default();
+        let reads = Arc::new(Reads::default());
         for rows_max in [1, SMALL_ROWS_MAX + 1] {
             let read = || -> Result<()> { std::panic::resume_unwind(Box::new(7)) };
             let error = reads.run(rows_max, read).await.unwrap_err();

@@ -91,11 +91,12 @@ const BLOB_FOLDER: &str = "blobs";
 pub struct SledStore {
     folder: PathBuf,
     open_micros: u64,
+    cache_bytes: u64,
     /// Read for the moment of a clone only; empty after close.
     db: RwLock<Option<Handle>>,
     writer: Mutex<Option<Writer>>,
     poison: Arc<Poison>,
-    reads: Reads,
+    reads: Arc<Reads>,
 }
 
 #[derive(Debug)]
@@ -159,6 +160,7 @@ impl SledStore {
             .map_err(|error| failed("start the writer thread of", error))?;
         Ok(Self {
             folder: folder.to_owned(),
+            cache_bytes: options.cache_bytes,
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             db: RwLock::new(Some(handle)),
             writer: Mutex::new(Some(Writer {
@@ -167,7 +169,7 @@ impl SledStore {
                 lock,
             })),
             poison,
-            reads: Reads::default(),
+            reads: Arc::default(),
         })
     }
 
@@ -229,7 +231,8 @@ impl Store for SledStore {
     }
 
     async fn stats(&self) -> Result<StoreStats> {
-        let open_micros = self.open_micros;
+        let (open_micros, cache_bytes) = (self.open_micros, self.cache_bytes);
+        let (reads_fast_count, reads_slow_count) = self.reads.counts();
         self.read(usize::MAX, move |handle| {
             let mut disk_bytes = handle.db.size_on_disk().map_err(read_failed)?;
             let frames = handle.frames.file().metadata().map_err(values_failed)?;
@@ -237,6 +240,9 @@ impl Store for SledStore {
             Ok(StoreStats {
                 disk_bytes,
                 open_micros,
+                cache_bytes,
+                reads_fast_count,
+                reads_slow_count,
             })
         })
         .await

@@ -4,14 +4,22 @@
 //! `tests/data/format-2` an archive of format 2, whose backups are the same. They are never written
 //! again; a new format adds files beside them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pressmark::archive::PutOutcome;
 use pressmark::archive::backup::Chain;
 use pressmark::article::{ArticleFields, ContentHash};
+use pressmark::error::Reason;
 use pressmark::key;
 use pressmark::store::{Change, MemoryStore};
+use prost::Message;
+use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto,
+    FileDescriptorSet,
+};
 
 use crate::backup::{check_same_articles, restored};
 use crate::support::{
@@ -126,57 +134,14 @@ async fn a_backup_of_format_1_restores() -> TestResult {
 /// Where the API stands as it was released, an element a line.
 const API: &str = "tests/data/api-v1.txt";
 
+/// Set to anything, it adds what is new in the API to that file; what is there already stays.
+const ADD_TO_API: &str = "PRESSMARK_TEST_ADD_TO_API";
+
 /// Every element of the API that a client or a stored message relies on.
-fn api() -> std::collections::BTreeSet<String> {
-    use prost::Message;
-    use prost_types::{DescriptorProto, EnumDescriptorProto};
-
-    fn add_enum(lines: &mut Vec<String>, scope: &str, kind: &EnumDescriptorProto) {
-        for value in &kind.value {
-            lines.push(format!(
-                "enum {scope}{} {} = {}",
-                kind.name(),
-                value.name(),
-                value.number()
-            ));
-        }
-    }
-
-    fn add_message(lines: &mut Vec<String>, scope: &str, message: &DescriptorProto) {
-        let name = format!("{scope}{}", message.name());
-        lines.push(format!("message {name}"));
-        for field in &message.field {
-            let kind = match field.type_name() {
-                "" => field.r#type().as_str_name(),
-                named => named,
-            };
-            let oneof = match (field.oneof_index, field.proto3_optional()) {
-                (Some(_), true) => " optional",
-                (Some(_), false) => " oneof",
-                (None, _) => "",
-            };
-            lines.push(format!(
-                "field {name}.{} = {} {kind} {}{oneof}",
-                field.name(),
-                field.number(),
-                field.label().as_str_name()
-            ));
-        }
-        for kind in &message.enum_type {
-            add_enum(lines, &format!("{name}."), kind);
-        }
-        for nested in &message.nested_type {
-            add_message(lines, &format!("{name}."), nested);
-        }
-    }
-
-    let files = prost_types::FileDescriptorSet::decode(pressmark::rpc::DESCRIPTORS).unwrap();
+fn api(files: &FileDescriptorSet) -> BTreeSet<String> {
     let mut lines = Vec::new();
-    for file in files
-        .file
-        .iter()
-        .filter(|file| file.package() == "pressmark.v1")
-    {
+    let is_ours = |file: &&FileDescriptorProto| file.package() == "pressmark.v1";
+    for file in files.file.iter().filter(is_ours) {
         for message in &file.message_type {
             add_message(&mut lines, "", message);
         }
@@ -185,45 +150,170 @@ fn api() -> std::collections::BTreeSet<String> {
         }
         for service in &file.service {
             for method in &service.method {
+                let stream = |streams: bool| if streams { "stream " } else { "" };
                 lines.push(format!(
                     "rpc {}.{} {}{} -> {}{}",
                     service.name(),
                     method.name(),
-                    if method.client_streaming() {
-                        "stream "
-                    } else {
-                        ""
-                    },
+                    stream(method.client_streaming()),
                     method.input_type(),
-                    if method.server_streaming() {
-                        "stream "
-                    } else {
-                        ""
-                    },
+                    stream(method.server_streaming()),
                     method.output_type()
                 ));
             }
         }
     }
+    // Programs tell errors apart by these.
+    let reasons = Reason::ALL.iter();
+    lines.extend(reasons.map(|reason| format!("reason {} {:?}", reason.as_str(), reason.kind())));
     lines.into_iter().collect()
+}
+
+fn add_enum(lines: &mut Vec<String>, scope: &str, kind: &EnumDescriptorProto) {
+    for value in &kind.value {
+        lines.push(format!(
+            "enum {scope}{} {} = {}",
+            kind.name(),
+            value.name(),
+            value.number()
+        ));
+    }
+}
+
+fn add_message(lines: &mut Vec<String>, scope: &str, message: &DescriptorProto) {
+    let name = format!("{scope}{}", message.name());
+    lines.push(format!("message {name}"));
+    for field in &message.field {
+        let kind = match field.type_name() {
+            "" => field.r#type().as_str_name(),
+            named => named,
+        };
+        let oneof = match (field.oneof_index, field.proto3_optional()) {
+            (Some(_), true) => " optional".to_owned(),
+            (Some(index), false) => {
+                format!(" oneof {}", message.oneof_decl[index as usize].name())
+            }
+            (None, _) => String::new(),
+        };
+        lines.push(format!(
+            "field {name}.{} = {} {kind} {}{oneof}",
+            field.name(),
+            field.number(),
+            field.label().as_str_name()
+        ));
+    }
+    for kind in &message.enum_type {
+        add_enum(lines, &format!("{name}."), kind);
+    }
+    for nested in &message.nested_type {
+        add_message(lines, &format!("{name}."), nested);
+    }
+}
+
+/// What clients of one API rely on, and another one has not.
+fn broken(released: &BTreeSet<String>, now: &BTreeSet<String>) -> Vec<String> {
+    released.difference(now).cloned().collect()
+}
+
+fn descriptors() -> FileDescriptorSet {
+    FileDescriptorSet::decode(pressmark::rpc::DESCRIPTORS).unwrap()
 }
 
 #[test]
 fn the_api_breaks_no_client() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(API);
-    let now = api();
-    let released = std::fs::read_to_string(&path).unwrap();
-    let released: std::collections::BTreeSet<String> =
-        released.lines().map(str::to_owned).collect();
-    let broken: Vec<_> = released.difference(&now).collect();
+    let now = api(&descriptors());
+    let text = std::fs::read_to_string(&path).unwrap();
+    let released: BTreeSet<String> = text.lines().map(str::to_owned).collect();
+    let broken = broken(&released, &now);
     assert!(
         broken.is_empty(),
         "clients rely on these, which are gone: {broken:#?}"
     );
-    let new: Vec<_> = now.difference(&released).collect();
+    let new: Vec<_> = now.difference(&released).cloned().collect();
+    if std::env::var_os(ADD_TO_API).is_some() {
+        let lines: Vec<_> = now.into_iter().collect();
+        std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+        return;
+    }
     assert!(
         new.is_empty(),
-        "add these to {API}, after which they stay: {new:#?}"
+        "these are new in the API; add them to {API}, after which they stay, by running this test with \
+         {ADD_TO_API}=1: {new:#?}"
     );
-    assert!(now.len() > 250, "{}", now.len());
+    assert!(released.len() > 300, "{}", released.len());
+}
+
+/// Every change that breaks clients is seen, and one that adds is none of them.
+#[test]
+fn a_change_that_breaks_clients_is_seen() {
+    let released = api(&descriptors());
+    let change = |edit: &dyn Fn(&mut FileDescriptorProto)| {
+        let mut changed = descriptors();
+        let name = "pressmark/v1/article_service.proto";
+        let file = changed.file.iter_mut().find(|file| file.name() == name);
+        edit(file.unwrap());
+        broken(&released, &api(&changed))
+    };
+    let article = |file: &mut FileDescriptorProto, edit: &dyn Fn(&mut DescriptorProto)| {
+        let mut messages = file.message_type.iter_mut();
+        edit(
+            messages
+                .find(|message| message.name() == "Article")
+                .unwrap(),
+        );
+    };
+    let field = |edit: &dyn Fn(&mut FieldDescriptorProto)| {
+        change(&|file| article(file, &|message| edit(&mut message.field[0])))
+    };
+    let breaks: [(&str, Vec<String>); 9] = [
+        (
+            "a field with another number",
+            field(&|field| field.number = Some(999)),
+        ),
+        (
+            "a field with another name",
+            field(&|field| field.name = Some("other".into())),
+        ),
+        (
+            "a field of another type",
+            field(&|field| field.set_type(Type::Bytes)),
+        ),
+        (
+            "a field that repeats",
+            field(&|field| field.set_label(Label::Repeated)),
+        ),
+        (
+            "a field less",
+            change(&|file| article(file, &|message| message.field.truncate(3))),
+        ),
+        (
+            "a message less",
+            change(&|file| file.message_type.truncate(5)),
+        ),
+        (
+            "a value with another number",
+            change(&|file| file.enum_type[0].value[1].number = Some(99)),
+        ),
+        (
+            "a method less",
+            change(&|file| file.service[0].method.truncate(3)),
+        ),
+        (
+            "a method that streams",
+            change(&|file| file.service[0].method[0].server_streaming = Some(true)),
+        ),
+    ];
+    for (what, broken) in breaks {
+        assert!(!broken.is_empty(), "{what} is not seen");
+    }
+    let more = FieldDescriptorProto {
+        name: Some("more".into()),
+        number: Some(500),
+        r#type: Some(Type::String as i32),
+        label: Some(Label::Optional as i32),
+        ..FieldDescriptorProto::default()
+    };
+    let added = change(&|file| article(file, &|message| message.field.push(more.clone())));
+    assert_eq!(added, [""; 0], "a field more breaks nobody");
 }

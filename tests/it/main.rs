@@ -18,10 +18,16 @@
 // What all tests of the library share: makers of articles, and archives on every engine.
 #[macro_use]
 mod support;
+// Abuse: floods, bombs, claims and half-open connections, and what they do to memory and others.
+mod abuse;
 // Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
 // Backups: what they hold, that damage is refused, restores into every engine, and followers.
 mod backup;
+// gRPC-Web: what browsers send, from which sites, and that the limits hold for it.
+mod browser;
+// Requests that nobody waits for any more, whose work stops.
+mod cancel;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.
@@ -48,10 +54,14 @@ mod golden;
 mod formats;
 // The service from grpcurl.
 mod grpcurl;
+// Limits against clients that mean harm, and that each has a flag and is told.
+mod limits;
 // Load for tests that break the server under it.
 mod load;
 // Pages and counts of random articles against a naive model of filter and sort.
 mod model;
+// Health, figures, log and audit lines, as an operator sees them.
+mod operator;
 // All operations of the archive in random order against a naive model.
 mod operations;
 // Pages: their tokens, what they may see, and that writers never shift them.
@@ -60,6 +70,8 @@ mod paging;
 mod power_cut;
 // Revisions, copies, timelines, searches and changes, from the command line.
 mod questions;
+// HTTP/2 by hand.
+mod raw;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
 // Repair: what is mended, what is set aside and healed, and that load goes on beside it.
@@ -74,17 +86,25 @@ mod security;
 mod server;
 // What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 mod sled;
+// A long time of mixed load, restarts and new certificates.
+mod soak;
 // What every storage engine must do.
 mod store;
 // Counts by date, against a naive count.
 mod timeline;
 // What no compiler checks.
 mod tidy;
+// Spans of requests, as a collector gets them.
+mod traces;
 // Database files that are cut or rot.
 mod torn;
+// A server under abuse: its memory, and the latency of others.
+mod victim;
 // Damage: that verify finds it, and that reads of everything else go on.
 mod verify;
 // Check, repair and scrub as operators meet them: command line, service and server.
 mod verify_command;
 // The change feed as clients see it.
 mod watch;
+// The page and its data, over HTTP and in Chromium.
+mod web;

@@ -24,9 +24,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const LOOKS_MAX: usize = 600;
 
 /// A root that signs certificates.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
@@ -41,37 +41,49 @@ impl Authority {
     }
 
     /// A certificate and its key, for a server on this machine or a client.
-    fn sign(&self, name: &str, purpose: ExtendedKeyUsagePurpose) -> (String, String) {
+    fn sign(
+        &self,
+        organization: &str,
+        name: &str,
+        purpose: ExtendedKeyUsagePurpose,
+    ) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params
             .distinguished_name
-            .push(DnType::OrganizationName, "Gazette");
-        params.distinguished_name.push(DnType::CommonName, name);
+            .push(DnType::OrganizationName, organization);
+        if !name.is_empty() {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
         params.extended_key_usages = vec![purpose];
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
 
     fn server(&self) -> (String, String) {
-        self.sign("server", ExtendedKeyUsagePurpose::ServerAuth)
+        self.sign("Gazette", "server", ExtendedKeyUsagePurpose::ServerAuth)
     }
 
-    fn client(&self, name: &str) -> (String, String) {
-        self.sign(name, ExtendedKeyUsagePurpose::ClientAuth)
+    pub fn client(&self, name: &str) -> (String, String) {
+        self.sign("Gazette", name, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+
+    /// A client that says it is of another organization.
+    fn client_of(&self, organization: &str, name: &str) -> (String, String) {
+        self.sign(organization, name, ExtendedKeyUsagePurpose::ClientAuth)
     }
 }
 
 /// The files of an operator.
-struct Desk {
+pub struct Desk {
     folder: TempDir,
-    authority: Authority,
+    pub authority: Authority,
 }
 
 impl Desk {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = TempDir::new().unwrap();
         let authority = Authority::new();
         let desk = Self { folder, authority };
@@ -80,11 +92,11 @@ impl Desk {
         desk
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
@@ -96,41 +108,41 @@ impl Desk {
     }
 
     /// Gives the server another certificate.
-    fn renew(&self) {
+    pub fn renew(&self) {
         let (certificate, key) = self.authority.server();
         self.write("key.pem", &key);
         self.write("cert.pem", &certificate);
     }
 
-    fn run(&self, arguments: &[&str]) -> Ran {
+    pub fn run(&self, arguments: &[&str]) -> Ran {
         Ran::of(program().args(arguments))
     }
 
     /// Adds an identity and returns the file of its token.
-    fn add(&self, name: &str, role: &str) -> String {
+    pub fn add(&self, name: &str, role: &str) -> String {
         let tokens = self.text("tokens.toml");
         let ran = self.run(&["token", "add", name, "--role", role, "--tokens", &tokens]);
         let token = ran.exits(0).out;
         self.write(&format!("{name}.token"), &token)
     }
 
-    fn serve(&self, flags: &[&str]) -> ServerProcess {
+    pub fn serve(&self, flags: &[&str]) -> ServerProcess {
         ServerProcess::start_with(&self.path("archive"), flags)
     }
 
-    fn serve_tls(&self, flags: &[&str]) -> ServerProcess {
+    pub fn serve_tls(&self, flags: &[&str]) -> ServerProcess {
         let (certificate, key) = (self.text("cert.pem"), self.text("key.pem"));
         let tls = ["--tls-cert", &certificate, "--tls-key", &key];
         self.serve(&[&tls, flags].concat())
     }
 
-    async fn finish(&self) {
+    pub async fn finish(&self) {
         check_folder(&self.path("archive"), async |_| ()).await;
     }
 }
 
 /// A request that says who asks.
-fn signed<T>(request: T, token_file: &str) -> Request<T> {
+pub fn signed<T>(request: T, token_file: &str) -> Request<T> {
     let mut request = Request::new(request);
     let token = fs::read_to_string(token_file).unwrap();
     let value = format!("Bearer {}", token.trim()).parse().unwrap();
@@ -138,12 +150,12 @@ fn signed<T>(request: T, token_file: &str) -> Request<T> {
     request
 }
 
-fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let details = status.get_error_details();
     details.error_info().unwrap().reason.clone()
 }
 
-async fn secure(address: &str, tls: ClientTlsConfig) -> Channel {
+pub async fn secure(address: &str, tls: ClientTlsConfig) -> Channel {
     let endpoint = Endpoint::from_shared(address.to_owned()).unwrap();
     endpoint.tls_config(tls).unwrap().connect().await.unwrap()
 }
@@ -372,6 +384,11 @@ async fn a_certificate_proves_who_asks() {
     assert_eq!(status.code(), Code::PermissionDenied);
     for (identity, expected) in [
         (Some(desk.authority.client("other")), "CREDENTIALS_UNKNOWN"),
+        // Written without care, its subject ends like that of another.
+        (
+            Some(desk.authority.client_of("Gazette, CN=importer", "")),
+            "CREDENTIALS_UNKNOWN",
+        ),
         (None, "CREDENTIALS_MISSING"),
     ] {
         let unknown = secure(&server.address, tls(identity)).await;
@@ -416,6 +433,21 @@ fn a_network_is_served_only_with_tls_and_identities() {
         assert!(ran.err.contains("--insecure"), "{}", ran.err);
         assert!(!Path::new(&archive).exists(), "nothing was opened");
     }
+    let http = [
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--http-listen",
+        "0.0.0.0:0",
+    ];
+    let ran = desk.run(&[&http[..], &["--archive", &archive]].concat());
+    let ran = ran.exits(2);
+    assert!(
+        ran.err.contains("http-listen") && ran.err.contains("--insecure"),
+        "{}",
+        ran.err
+    );
+    assert!(!Path::new(&archive).exists(), "nothing was opened");
     let wrong = desk.write("wrong.toml", "[[token]]\nname = \"a\"\n");
     let flags = ["serve", "--listen", "127.0.0.1:0", "--archive", "memory:"];
     desk.run(&[&flags[..], &["--tokens", &wrong]].concat())
@@ -555,13 +587,67 @@ async fn grpcurl_talks_tls_with_a_token() {
             .args(["-d", data, address]);
         Ran::of(command.arg(format!("pressmark.v1.ArticleService/{method}")))
     };
-    let article = r#"{"article": {"title": "A", "source": "S", "body": "b"}}"#;
     let signed = ["-H", header.as_str()];
-    run(&[], article, "PutArticle").exits(1);
-    let put = run(&signed, article, "PutArticle").exits(0);
+    let article = |number: usize| {
+        let url = format!("https://grpcurl.example/{number}");
+        format!(r#"{{"title": "A {number}", "source": "S", "url": "{url}", "body": "b {number}"}}"#)
+    };
+    let first = format!(r#"{{"article": {}}}"#, article(0));
+    run(&[], &first, "PutArticle").exits(1);
+    let put = run(&signed, &first, "PutArticle").exits(0);
     assert!(put.out.contains("PUT_OUTCOME_CREATED"), "{}", put.out);
-    let listed = run(&signed, "{}", "ListArticles").exits(0);
-    assert!(listed.out.contains("\"title\": \"A\""), "{}", listed.out);
+    let put: serde_json::Value = serde_json::from_str(&put.out).unwrap();
+    let got = run(
+        &signed,
+        &format!(r#"{{"id": {}}}"#, put["id"]),
+        "GetArticle",
+    )
+    .exits(0);
+    assert!(got.out.contains("\"title\": \"A 0\""), "{}", got.out);
+
+    // One article is bad; the others are stored all the same.
+    let bad = r#"{"title": "two\nlines", "body": "x"}"#;
+    let some: Vec<_> = (1..4).map(article).collect();
+    let import = format!(r#"{{"articles": [{}, {bad}]}}"#, some.join(", "));
+    let imported = run(&signed, &import, "ImportArticles").exits(0);
+    assert_eq!(imported.out.matches("PUT_OUTCOME_CREATED").count(), 3);
+    assert_eq!(
+        imported.out.matches("ARTICLE_INVALID").count(),
+        1,
+        "{}",
+        imported.out
+    );
+
+    let mut listed = Vec::new();
+    let mut token = String::new();
+    loop {
+        let request = format!(r#"{{"pageSize": 2, "pageToken": "{token}"}}"#);
+        let page = run(&signed, &request, "ListArticles").exits(0);
+        let page: serde_json::Value = serde_json::from_str(&page.out).unwrap();
+        let articles = page["articles"].as_array().unwrap().clone();
+        listed.extend(articles.into_iter().map(|article| article["id"].clone()));
+        match page["nextPageToken"].as_str() {
+            Some(next) => token = next.to_owned(),
+            None => break,
+        }
+    }
+    assert_eq!(listed.len(), 4);
+    let scanned = run(&signed, "{}", "ScanArticles").exits(0);
+    let watched = r#"{"fromSequence": "1", "selector": {"maxSequence": "4"}}"#;
+    let watched = run(&signed, watched, "WatchArticles").exits(0);
+    for id in &listed {
+        assert!(scanned.out.contains(&id.to_string()), "{}", scanned.out);
+        assert!(watched.out.contains(&id.to_string()), "{}", watched.out);
+    }
+
+    let refused = run(&signed, &format!(r#"{{"article": {bad}}}"#), "PutArticle").exits(67);
+    for part in ["InvalidArgument", "ARTICLE_INVALID", "article.title"] {
+        assert!(
+            refused.err.contains(part),
+            "{part} is not in {}",
+            refused.err
+        );
+    }
     let delete = r#"{"id": "00000000", "reason": "x"}"#;
     let refused = run(&signed, delete, "DeleteArticle");
     assert!(refused.err.contains("PermissionDenied"), "{}", refused.err);

@@ -10,9 +10,9 @@ use pressmark::archive::{Archive, Guard, Limits};
 use pressmark::error::Error;
 use pressmark::rpc::proto::admin_service_client::AdminServiceClient;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
-use pressmark::rpc::{self, ServeOptions, ServiceLimits, Services, proto};
+use pressmark::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services, proto};
 use pressmark::search::{Place, Search, SearchGuard};
-use pressmark::store::{Locator, MemoryStore, StoreOptions};
+use pressmark::store::{Locator, MemoryStore, Store, StoreOptions};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +25,8 @@ const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub struct TestServer {
     pub archive: Archive,
     pub address: String,
+    /// Where its pages are.
+    pub http_address: String,
     pub stop: CancellationToken,
     guard: Guard,
     search_guard: Option<SearchGuard>,
@@ -58,8 +60,18 @@ impl TestServer {
         Self::serve_with(Limits::default(), false, options).await
     }
 
-    async fn serve_with(limits: Limits, is_searched: bool, options: ServeOptions) -> Self {
-        let store = Arc::new(MemoryStore::new());
+    /// With other options.
+    pub async fn serve_with(limits: Limits, is_searched: bool, options: ServeOptions) -> Self {
+        Self::serve_on(Arc::new(MemoryStore::new()), limits, is_searched, options).await
+    }
+
+    /// On a store of the test's own.
+    pub async fn serve_on(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        is_searched: bool,
+        options: ServeOptions,
+    ) -> Self {
         let (archive, guard) = Archive::open(store, limits).await.unwrap();
         let search = is_searched.then(|| Search::open(archive.clone(), Place::Memory).unwrap());
         let (search, search_guard) = search.unzip();
@@ -71,10 +83,17 @@ impl TestServer {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let serving = tokio::spawn(rpc::serve(services, listener, stopped, options));
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let http_address = http.local_addr().unwrap().to_string();
+        let listeners = Listeners {
+            grpc: listener,
+            http: Some(http),
+        };
+        let serving = tokio::spawn(rpc::serve(services, listeners, stopped, options));
         Self {
             archive,
             address,
+            http_address,
             stop,
             guard,
             search_guard,
@@ -88,6 +107,16 @@ impl TestServer {
 
     pub async fn admin(&self) -> AdminServiceClient<Channel> {
         admin(&self.address).await
+    }
+
+    /// Stops the server and closes the archive, however it is.
+    pub async fn end(self) -> Result<(), Error> {
+        self.stop.cancel();
+        self.serving.await.unwrap()?;
+        if let Some(search) = self.search_guard {
+            search.close().await?;
+        }
+        self.guard.close().await
     }
 
     /// Stops the server and proves the archive.
@@ -240,6 +269,11 @@ impl ServerProcess {
             .expect("the server says where it listens");
         self.address = address.to_owned();
         self
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// The address without its scheme, as grpcurl wants it.

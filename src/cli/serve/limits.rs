@@ -99,6 +99,16 @@ pub(super) struct LimitArgs {
         value_parser = interval
     )]
     connection_age_max: Duration,
+    /// How long a connection may be silent until its client has to answer a ping, for which it has 20 s;
+    /// 0 for ever
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PRESSMARK_KEEPALIVE_INTERVAL",
+        default_value = "60s",
+        value_parser = interval
+    )]
+    keepalive_interval: Duration,
     /// KiB of the headers of a request
     #[arg(
         long,
@@ -151,6 +161,7 @@ impl LimitArgs {
             request_deadline: self.request_deadline,
             stream_idle_max: self.stream_idle_max,
             connection_age_max: self.connection_age_max,
+            keepalive_interval: self.keepalive_interval,
             header_bytes_max: u32::from(self.header_kib_max) * 1024,
             queue_wait_max: self.queue_wait_max,
         }

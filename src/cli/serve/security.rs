@@ -63,24 +63,46 @@ impl SecurityArgs {
         }
     }
 
+    /// Refuses an address of the second port that others can reach, unless it has TLS and knows who asks.
+    pub(super) fn check_http(&self, listen: SocketAddr, has_tls: bool) -> Result<()> {
+        let Some(lacks) = self.lacks(listen, has_tls, "--http-tls") else {
+            return Ok(());
+        };
+        let what = format!(
+            "{listen} can be reached from other machines, and HTTP there needs {lacks}; --insecure \
+             serves it all the same"
+        );
+        Err(Error::field(Reason::ArgumentInvalid, "http-listen", what))
+    }
+
     /// Refuses an address that others can reach while they could read or change everything.
     pub(super) fn check(&self, listen: SocketAddr) -> Result<()> {
-        if listen.ip().to_canonical().is_loopback() || self.insecure {
+        let Some(lacks) = self.lacks(listen, self.tls_cert.is_some(), "--tls-cert, --tls-key")
+        else {
             return Ok(());
-        }
-        let knows_callers = self.tokens.is_some() || self.tls_client_ca.is_some();
-        let lacks = match (self.tls_cert.is_some(), knows_callers) {
-            (true, true) => return Ok(()),
-            (false, true) => "--tls-cert and --tls-key, without which tokens can be read",
-            (true, false) => {
-                "--tokens or --tls-client-ca, without which everybody may do everything"
-            }
-            (false, false) => "--tls-cert, --tls-key and --tokens",
         };
         let what = format!(
             "{listen} can be reached from other machines, and that needs {lacks}; --insecure serves \
              it all the same"
         );
         Err(Error::field(Reason::ArgumentInvalid, "listen", what))
+    }
+
+    /// What an address lacks that others can reach, unless nothing is asked of it. Its TLS comes from
+    /// these flags.
+    pub(super) fn lacks(&self, listen: SocketAddr, has_tls: bool, flags: &str) -> Option<String> {
+        if listen.ip().to_canonical().is_loopback() || self.insecure {
+            return None;
+        }
+        let knows_callers = self.tokens.is_some() || self.tls_client_ca.is_some();
+        match (has_tls, knows_callers) {
+            (true, true) => None,
+            (false, true) => Some(format!("{flags}, without which tokens can be read")),
+            (true, false) => {
+                let what = "--tokens or --tls-client-ca, without which everybody may do everything";
+                Some(what.to_owned())
+            }
+            (false, false) => Some(format!("{flags} and --tokens")),
+        }
     }
 }

@@ -1,0 +1,522 @@
+//! Abuse of a server in a process of its own: while it lasts a client that means well is served, and
+//! afterwards the memory is what it was, the server serves and its archive is whole.
+//!
+//! Each test prints the latency of that client before and during the abuse, and the server's memory.
+//! They run one after the other, so that they measure the abuse and not each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::limits::{ByHand, final_code};
+use crate::load::{rounds, seed};
+use crate::raw::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
+    call, connect, flood, frame, hello, message,
+};
+use crate::security::Desk;
+use crate::server::ServerProcess;
+use crate::victim::{Victim, cpu_time};
+
+/// One abuse at a time.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// How long a flood lasts.
+const FLOOD: Duration = Duration::from_secs(3);
+
+/// Longer than anything here may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const SCAN: &str = "/pressmark.v1.ArticleService/ScanArticles";
+const PUT: &str = "/pressmark.v1.ArticleService/PutArticle";
+const IMPORT: &str = "/pressmark.v1.ArticleService/ImportArticles";
+const COUNT: &str = "/pressmark.v1.ArticleService/CountArticles";
+const FIND: &str = "/pressmark.v1.ArticleService/FindMissingArticles";
+
+/// Reads what a server says until it says no more for a while, and returns it.
+async fn heard(stream: &mut TcpStream, pause: Duration) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(Ok(count)) = timeout(pause, stream.read(&mut buffer)).await {
+        if count == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&buffer[..count]);
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_connections() {
+    let _alone = ALONE.lock().await;
+    let victim = Victim::start(&["--connections-max", "10100"]).await;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let count = limit.map_or(10_000, |limit| 10_000.min(limit as usize - 600));
+    let served = victim
+        .abused("10,000 connections", async || {
+            let mut open = JoinSet::new();
+            let mut all = Vec::new();
+            for number in 0..count {
+                let address = victim.address().to_owned();
+                open.spawn(async move {
+                    let mut stream = connect(&address, number).await.unwrap();
+                    stream.write_all(&hello()).await.unwrap();
+                    // Whoever is served hears of it.
+                    let mut byte = [0];
+                    let heard = timeout(PATIENCE, stream.read(&mut byte)).await;
+                    (stream, matches!(heard, Ok(Ok(1))))
+                });
+                while open.len() > 200 {
+                    all.push(open.join_next().await.unwrap().unwrap());
+                }
+            }
+            while let Some(done) = open.join_next().await {
+                all.push(done.unwrap());
+            }
+            all.iter().filter(|(_, is_served)| *is_served).count()
+        })
+        .await;
+    println!("{served} of {count} connections were served at the same time");
+    assert_eq!(served, count);
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_scans_that_nobody_reads() {
+    let _alone = ALONE.lock().await;
+    let victim = Victim::start(&[]).await;
+    let begun = victim
+        .abused("500 scans that nobody reads", async || {
+            let mut all = Vec::new();
+            for number in 0..50 {
+                let mut stream = connect(victim.address(), number).await.unwrap();
+                let mut bytes = hello();
+                for request in 0..10 {
+                    let id = 1 + 2 * request;
+                    bytes.extend(frame(HEADERS, END_HEADERS, id, &call(SCAN, &[])));
+                    bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
+                }
+                stream.write_all(&bytes).await.unwrap();
+                all.push(stream);
+            }
+            // The first bytes of each are there, and nobody takes more.
+            let mut begun = 0;
+            for stream in &mut all {
+                let mut some = vec![0; 1000];
+                let read = timeout(PATIENCE, stream.read_exact(&mut some)).await;
+                begun += usize::from(matches!(read, Ok(Ok(_))));
+            }
+            tokio::time::sleep(FLOOD).await;
+            begun
+        })
+        .await;
+    assert_eq!(begun, 50);
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_begin_and_say_no_more() {
+    let _alone = ALONE.lock().await;
+    let desk = Desk::new();
+    let server = desk.serve_tls(&[]);
+    let victim = Victim::start(&[]).await;
+    // A TLS record that claims 512 bytes of a ClientHello, and has some of them.
+    let hello_cut = [&[22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3][..], &[7; 60]].concat();
+    let closed = victim
+        .abused("1,500 half-open connections", async || {
+            let mut open = JoinSet::new();
+            for number in 0..1500 {
+                let first = match number % 5 {
+                    0 => Vec::new(),
+                    1 => PREFACE[..10].to_vec(),
+                    2 => PREFACE.to_vec(),
+                    3 => hello_cut.clone(),
+                    _ => hello_cut[..1].to_vec(),
+                };
+                // Two of five do not begin TLS with the end.
+                let address = if number % 5 < 3 {
+                    victim.address()
+                } else {
+                    &server.address
+                };
+                let mut stream = connect(address, number).await.unwrap();
+                open.spawn(async move {
+                    stream.write_all(&first).await.unwrap();
+                    let mut rest = Vec::new();
+                    // The server ends it, by a reset or in good order.
+                    let end = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
+                    usize::from(end.is_ok())
+                });
+            }
+            let mut closed = 0;
+            while let Some(done) = open.join_next().await {
+                closed += done.unwrap();
+            }
+            closed
+        })
+        .await;
+    assert_eq!(closed, 1500, "the server ends each of them");
+    victim.finish().await;
+    assert!(server.terminate());
+    desk.finish().await;
+}
+
+/// Floods a server over some connections at a time, each begun anew when the server ends it.
+async fn flood_all(
+    address: &str,
+    first: &[u8],
+    next: impl Fn(u64) -> Vec<u8> + Clone + Send + 'static,
+) -> (u64, u64) {
+    let mut floods = JoinSet::new();
+    for number in 0..8 {
+        let (address, next, first) = (address.to_owned(), next.clone(), first.to_vec());
+        floods.spawn(async move {
+            let begun = Instant::now();
+            let (mut sent, mut ended) = (0, 0);
+            while begun.elapsed() < FLOOD {
+                let mut stream = connect(&address, number).await.unwrap();
+                if stream.write_all(&hello()).await.is_err() {
+                    continue;
+                }
+                // It may be ended by then.
+                let _ = stream.write_all(&first).await;
+                let left = FLOOD.saturating_sub(begun.elapsed());
+                let (count, is_ended) = flood(stream, left, next.clone()).await;
+                sent += count;
+                ended += u64::from(is_ended);
+            }
+            (sent, ended)
+        });
+    }
+    let mut total = (0, 0);
+    while let Some(done) = floods.join_next().await {
+        let (sent, ended) = done.unwrap();
+        total = (total.0 + sent, total.1 + ended);
+    }
+    total
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_frames() {
+    let _alone = ALONE.lock().await;
+    let victim = Victim::start(&[]).await;
+    let address = victim.address();
+    let (sent, ended) = victim
+        .abused("rapid reset", async || {
+            let headers = call(SCAN, &[]);
+            flood_all(address, &[], move |number| {
+                let id = u32::try_from(2 * number + 1).unwrap() & 0x7fff_ffff;
+                let mut bytes = frame(HEADERS, END_HEADERS, id, &headers);
+                bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
+                bytes.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
+                bytes
+            })
+            .await
+        })
+        .await;
+    println!("{sent} requests begun and reset, {ended} connections ended for it");
+    assert!(ended > 0, "nobody may go on with that");
+
+    let (sent, ended) = victim
+        .abused("CONTINUATION without end", async || {
+            let first = frame(HEADERS, 0, 1, &call(SCAN, &[]));
+            let part = call(SCAN, &[("x-more", "y")])[3..].repeat(100);
+            flood_all(address, &first, move |_| frame(CONTINUATION, 0, 1, &part)).await
+        })
+        .await;
+    println!("{sent} frames sent, {ended} connections ended for it");
+    assert!(ended > 0, "nobody may go on with that");
+
+    for (name, bytes) in [
+        ("PING", frame(PING, 0, 0, &[7; 8])),
+        ("SETTINGS", frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])),
+    ] {
+        let bytes = bytes.repeat(100);
+        let (sent, ended) = victim
+            .abused(name, async || {
+                flood_all(address, &[], move |_| bytes.clone()).await
+            })
+            .await;
+        println!(
+            "{} frames sent, {ended} connections ended for it",
+            sent * 100
+        );
+    }
+
+    let (sent, ended) = victim
+        .abused("empty DATA", async || {
+            let first = frame(HEADERS, END_HEADERS, 1, &call(IMPORT, &[]));
+            let empty = frame(DATA, 0, 1, &[]).repeat(100);
+            flood_all(address, &first, move |_| empty.clone()).await
+        })
+        .await;
+    println!(
+        "{} frames sent, {ended} connections ended for it",
+        sent * 100
+    );
+    victim.finish().await;
+}
+
+/// Sends requests of one message each, ten over each connection, and counts the codes of the answers.
+async fn codes(
+    address: &str,
+    count: usize,
+    path: &'static str,
+    encoding: Option<&'static str>,
+    bytes: &[u8],
+) -> BTreeMap<i32, usize> {
+    let mut asking = JoinSet::new();
+    for _ in 0..count / 10 {
+        let mut client = ByHand::connect(address, &h2::client::Builder::new()).await;
+        let bytes = Bytes::copy_from_slice(bytes);
+        asking.spawn(async move {
+            let mut codes = Vec::new();
+            let mut begun = Vec::new();
+            for _ in 0..10 {
+                client.ready().await;
+                let (response, mut body) = client.begin_encoded(path, encoding);
+                body.send_data(bytes.clone(), false).unwrap();
+                begun.push((response, body));
+            }
+            for (response, _body) in begun {
+                codes.push(
+                    timeout(PATIENCE, final_code(response))
+                        .await
+                        .expect("it hangs"),
+                );
+            }
+            codes
+        });
+    }
+    let mut all = BTreeMap::new();
+    while let Some(codes) = asking.join_next().await {
+        for code in codes.unwrap() {
+            *all.entry(code).or_default() += 1;
+        }
+    }
+    all
+}
+
+/// A frame of zstd of zeros: 60 MB of them in two kilobytes, which needs a window of 2^`window_log`.
+fn zstd_bomb(window_log: u8) -> Vec<u8> {
+    const BLOCK: u32 = 128 * 1024;
+    let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd, 0, (window_log - 10) << 3];
+    for number in 0..480 {
+        // A block that repeats one byte.
+        let head = u32::from(number == 479) | 1 << 1 | BLOCK << 3;
+        bytes.extend(&head.to_le_bytes()[..3]);
+        bytes.push(0);
+    }
+    bytes
+}
+
+fn gzip_bomb() -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    writer.write_all(&vec![0; 60_000_000]).unwrap();
+    writer.finish().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_claim_or_become_too_much() {
+    let _alone = ALONE.lock().await;
+    let victim = Victim::start(&[]).await;
+    let address = victim.address();
+    let claim = [0, 255, 255, 255, 255, 1, 2, 3];
+    for path in [PUT, IMPORT, FIND, COUNT] {
+        let codes = victim
+            .abused(&format!("4 GiB claimed, {path}"), async || {
+                codes(address, 100, path, None, &claim).await
+            })
+            .await;
+        assert_eq!(
+            codes,
+            BTreeMap::from([(Code::ResourceExhausted as i32, 100)]),
+            "{path}"
+        );
+    }
+    let bombs = [
+        ("gzip", gzip_bomb(), Code::ResourceExhausted),
+        ("zstd", zstd_bomb(20), Code::ResourceExhausted),
+        // The most that a reader takes unless it is told otherwise, and more than that.
+        ("zstd", zstd_bomb(27), Code::ResourceExhausted),
+        ("zstd", zstd_bomb(31), Code::InvalidArgument),
+    ];
+    for (encoding, bomb, code) in bombs {
+        println!("a bomb of {encoding} in {} bytes", bomb.len());
+        let bytes = message(true, &bomb);
+        for path in [PUT, IMPORT, COUNT] {
+            let codes = victim
+                .abused(&format!("100 bombs of {encoding}, {path}"), async || {
+                    codes(address, 100, path, Some(encoding), &bytes).await
+                })
+                .await;
+            assert_eq!(
+                codes,
+                BTreeMap::from([(code as i32, 100)]),
+                "{encoding} {path}"
+            );
+        }
+    }
+    victim.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_of_random_bytes() {
+    let _alone = ALONE.lock().await;
+    let seed = seed();
+    let count = rounds("PRESSMARK_TEST_STREAMS", 100_000);
+    let victim = Victim::start(&[]).await;
+    let name = format!("{count} streams of random bytes");
+    victim
+        .abused(&name, async || {
+            let mut workers = JoinSet::new();
+            for worker in 0..16 {
+                let address = victim.address().to_owned();
+                workers.spawn(async move {
+                    let mut random = StdRng::seed_from_u64(seed ^ worker as u64);
+                    for number in (worker..count).step_by(16) {
+                        let length = random.random_range(1..600);
+                        let mut bytes: Vec<u8> = (0..length).map(|_| random.random()).collect();
+                        // Half of them get past the first check.
+                        if random.random() {
+                            bytes.splice(0..0, hello());
+                        }
+                        let mut stream = connect(&address, number).await.unwrap();
+                        // The server may have ended it before all was sent.
+                        let _ = stream.write_all(&bytes).await;
+                        if random.random_ratio(1, 20) {
+                            heard(&mut stream, Duration::from_millis(20)).await;
+                        }
+                    }
+                });
+            }
+            workers.join_all().await;
+        })
+        .await;
+    victim.finish().await;
+}
+
+/// The paths of all methods.
+fn paths() -> Vec<String> {
+    use prost::Message;
+    let files = prost_types::FileDescriptorSet::decode(pressmark::rpc::DESCRIPTORS).unwrap();
+    let mut paths = Vec::new();
+    for file in files.file {
+        for service in &file.service {
+            let methods = service.method.iter();
+            let path = |name| format!("/{}.{}/{name}", file.package(), service.name());
+            paths.extend(methods.map(|method| path(method.name())));
+        }
+    }
+    paths
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_millisecond_for_everything() {
+    let _alone = ALONE.lock().await;
+    let victim = Victim::start(&[]).await;
+    let address = victim.address();
+    let paths = paths();
+    assert_eq!(paths.len(), 20);
+    victim
+        .abused("1 ms for each of 20 methods, 2,000 times", async || {
+            let mut asking = JoinSet::new();
+            for number in 0..100 {
+                let mut bytes = hello();
+                let mut ids = Vec::new();
+                for (path, place) in paths.iter().zip(0_u32..) {
+                    let id = 1 + 2 * place;
+                    ids.push(id);
+                    let headers = call(path, &[("grpc-timeout", "1m")]);
+                    bytes.extend(frame(HEADERS, END_HEADERS, id, &headers));
+                    bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
+                }
+                let mut stream = connect(address, number).await.unwrap();
+                asking.spawn(async move {
+                    stream.write_all(&bytes).await.unwrap();
+                    let ended = timeout(PATIENCE, ended_streams(&mut stream, ids.len())).await;
+                    ended.expect("a request that has a millisecond hangs")
+                });
+            }
+            while let Some(done) = asking.join_next().await {
+                done.unwrap();
+            }
+        })
+        .await;
+    victim.finish().await;
+}
+
+/// Reads frames until so many streams have ended.
+async fn ended_streams(stream: &mut TcpStream, count: usize) {
+    let mut ended = BTreeSet::new();
+    while ended.len() < count {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload).await.unwrap();
+        let (kind, flags) = (head[3], head[4]);
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let is_end = [DATA, HEADERS].contains(&kind) && flags & END_STREAM != 0;
+        if is_end || kind == RST_STREAM {
+            ended.insert(id);
+        }
+    }
+}
+
+/// File descriptors of a server that is to have too few.
+const FILES: u64 = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_file_descriptor_left() {
+    let _alone = ALONE.lock().await;
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("ulimit -n {FILES}; exec \"$@\"");
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &script,
+        "sh",
+        env!("CARGO_BIN_EXE_pressmark"),
+        "serve",
+    ]);
+    command.args(["--listen", "127.0.0.1:0", "--search", "off", "--archive"]);
+    command.arg(folder.path().join("archive"));
+    command.env("PRESSMARK_LOG", "error").process_group(0);
+    let victim = Victim::of(folder, ServerProcess::of(command)).await;
+    let spent = victim
+        .abused("no file descriptor left", async || {
+            let mut open = Vec::new();
+            for number in 0..500 {
+                open.push(connect(victim.address(), number).await.unwrap());
+            }
+            tokio::time::sleep(FLOOD).await;
+            open.len()
+        })
+        .await;
+    assert_eq!(spent, 500);
+    // Nobody but the attacker is there: how busy is the server with him?
+    let mut open = Vec::new();
+    for number in 0..500 {
+        open.push(connect(victim.address(), number).await.unwrap());
+    }
+    let before = cpu_time(victim.process());
+    tokio::time::sleep(FLOOD).await;
+    let busy = cpu_time(victim.process()) - before;
+    println!("{busy:?} of CPU in {FLOOD:?} without a file descriptor left");
+    assert!(busy < FLOOD / 4, "{busy:?}");
+    drop(open);
+    victim.finish().await;
+}
