@@ -79,6 +79,11 @@ const FLUSH_EVERY_MS: u64 = 500;
 /// Batches waiting for the writer thread. The archive sends one at a time.
 const WRITE_QUEUE_BATCHES: usize = 4;
 
+/// Rows since the last open from which on a close opens sled once more: only an open writes the snapshot
+/// that spares the next one to read all that was written since. After an import nobody waits for it,
+/// and after a start somebody does.
+const REOPEN_ROWS_MIN: usize = 200_000;
+
 const DATA_FILE: &str = "db";
 /// The frames, which the values are in.
 const VALUES_FILE: &str = "values";
@@ -102,7 +107,7 @@ pub struct SledStore {
 #[derive(Debug)]
 struct Writer {
     queue: mpsc::Sender<Write>,
-    thread: JoinHandle<Result<()>>,
+    thread: JoinHandle<Result<usize>>,
     /// Held while the archive is open, so that no other process opens it.
     lock: File,
 }
@@ -269,12 +274,19 @@ impl Store for SledStore {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let folder = self.folder.clone();
+        let (options, segment_bytes) = (self.options, self.segment_bytes);
         let closing = tokio::task::spawn_blocking(move || {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
-            let result = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
+            let written = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
             // A database that cannot write any more panics when it is dropped.
-            let result = result.and(panic::caught(|| drop(handle)).map_err(|_| panicked(&folder)));
+            let dropped = panic::caught(|| drop(handle)).map_err(|_| panicked(&folder));
             wait_for_release(&folder.join(DATA_FILE));
+            if matches!((&written, &dropped), (Ok(rows), Ok(())) if *rows >= REOPEN_ROWS_MIN) {
+                // What fails here fails again, and is told, when the archive is opened.
+                drop(open_guarded(&folder, options, segment_bytes));
+                wait_for_release(&folder.join(DATA_FILE));
+            }
+            let result = written.map(drop).and(dropped);
             drop(lock);
             result
         });

@@ -41,6 +41,7 @@ pub(super) fn recover(
         progress: Progress::of(&handle.db)?,
         handle,
         data,
+        row_count: 0,
     };
     let frames = Arc::clone(&applier.handle.frames);
     let (bytes, begun) = (frames.bytes().map_err(failed)?, applier.progress);

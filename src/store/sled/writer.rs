@@ -75,6 +75,8 @@ pub(super) struct Applier {
     /// A handle of our own for sled's file, because sled's flush syncs nothing.
     pub(super) data: File,
     pub(super) progress: Progress,
+    /// Rows that sled was given since it was opened.
+    pub(super) row_count: usize,
 }
 
 impl Applier {
@@ -93,6 +95,7 @@ impl Applier {
             }
             .map_err(write_failed)?;
         }
+        self.row_count += layer.rows().len();
         let count = self.progress.count + layer.batch_count();
         let end = layer.end();
         self.note(Progress { count, end })?;
@@ -337,13 +340,14 @@ impl State {
     }
 }
 
-/// Commits batches in order until the queue closes, then sees that sled has them all.
+/// Commits batches in order until the queue closes, then sees that sled has them all. Returns how many
+/// rows sled was given.
 pub(super) fn run(
     shared: &Shared,
     mut applier: Applier,
     mut writes: mpsc::Receiver<Write>,
-) -> Result<()> {
-    std::thread::scope(|scope| {
+) -> Result<usize> {
+    std::thread::scope(|scope| -> Result<()> {
         let applying = Builder::new()
             .name("sled-applier".into())
             .spawn_scoped(scope, || shared.run_applier(&mut applier))
@@ -365,5 +369,6 @@ pub(super) fn run(
         let result = applying.join();
         result.unwrap_or_else(|_| Err(panicked(&shared.folder)))?;
         shared.poison.check()
-    })
+    })?;
+    Ok(applier.row_count)
 }
