@@ -112,7 +112,7 @@ async fn put_and_get(
     let begun = Instant::now();
     let mut article = message(number as usize + 10_000);
     // Some large ones, whose messages need room of their own.
-    if number % 10 == 0 {
+    if number.is_multiple_of(10) {
         article.body = noise(number as u32, 100_000);
     }
     let article = Some(article);
