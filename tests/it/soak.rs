@@ -194,7 +194,7 @@ async fn import(soak: Arc<Soak>, mut random: StdRng) {
                 if send.send(message).await.is_err() {
                     return;
                 }
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(PAUSE * 5).await;
             }
         });
         let begun = Instant::now();
