@@ -63,15 +63,16 @@ fn mended(status: &Status) -> Option<Status> {
     if !status.details().is_empty() {
         return None;
     }
-    let message = status.message();
-    let reason = match status.code() {
-        Code::OutOfRange | Code::ResourceExhausted => Reason::MessageTooLarge,
-        // A message that says it is compressed where no encoding was named has to be `INTERNAL`, as gRPC
-        // has it.
-        Code::Internal if UNREADABLE.iter().any(|text| message.starts_with(text)) => {
-            Reason::MessageMalformed
-        }
-        _ => return None,
+    let (code, message) = (status.code(), status.message());
+    let is_unreadable = || UNREADABLE.iter().any(|text| message.starts_with(text));
+    let reason = if matches!(code, Code::OutOfRange | Code::ResourceExhausted) {
+        Reason::MessageTooLarge
+    } else if code == Code::Internal && is_unreadable() {
+        // A message that says it is compressed where no encoding was named has to be `INTERNAL`, as
+        // gRPC has it.
+        Reason::MessageMalformed
+    } else {
+        return None;
     };
     Some(status_of(&Error::new(reason, message)))
 }
