@@ -95,8 +95,9 @@ const BLOB_FOLDER: &str = "blobs";
 #[derive(Debug)]
 pub struct SledStore {
     folder: PathBuf,
+    options: StoreOptions,
+    segment_bytes: usize,
     open_micros: u64,
-    cache_bytes: u64,
     /// Read for the moment of a clone only; empty after close.
     db: RwLock<Option<Handle>>,
     writer: Mutex<Option<Writer>>,
@@ -165,7 +166,8 @@ impl SledStore {
             .map_err(|error| failed("start the writer thread of", error))?;
         Ok(Self {
             folder: folder.to_owned(),
-            cache_bytes: options.cache_bytes,
+            options,
+            segment_bytes,
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             db: RwLock::new(Some(handle)),
             writer: Mutex::new(Some(Writer {
@@ -236,7 +238,7 @@ impl Store for SledStore {
     }
 
     async fn stats(&self) -> Result<StoreStats> {
-        let (open_micros, cache_bytes) = (self.open_micros, self.cache_bytes);
+        let (open_micros, cache_bytes) = (self.open_micros, self.options.cache_bytes);
         let (reads_fast_count, reads_slow_count) = self.reads.counts();
         self.read(usize::MAX, move |handle| {
             let mut disk_bytes = handle.db.size_on_disk().map_err(read_failed)?;
