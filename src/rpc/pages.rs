@@ -159,6 +159,21 @@ impl Pages {
                 ConstGauge::new(i64::try_from(lag).unwrap_or(i64::MAX)),
             );
         }
+        if let Some(requests) = stats.store.requests {
+            let counts = [
+                ("storage_puts", "Objects written", requests.put_count),
+                ("storage_gets", "Objects read", requests.get_count),
+                (
+                    "storage_lists",
+                    "Pages of lists of objects",
+                    requests.list_count,
+                ),
+                ("storage_deletes", "Objects removed", requests.delete_count),
+            ];
+            for (name, what, count) in counts {
+                registry.register(name, what, ConstCounter::new(count));
+            }
+        }
         let opened = ConstCounter::new(stats.store.open_micros / 1000);
         registry.register(
             "open_milliseconds",

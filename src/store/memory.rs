@@ -73,6 +73,7 @@ impl Store for MemoryStore {
             Ok(StoreStats {
                 disk_bytes: 0,
                 open_micros: 0,
+                requests: None,
             })
         })
     }

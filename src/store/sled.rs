@@ -104,7 +104,7 @@ impl SledStore {
     /// # Errors
     /// `ArchiveLocked` if another process has it open; `FileFailed` if the folder cannot be
     /// written; `ArchiveDamaged` if sled cannot read its files.
-    pub fn open(folder: &Path, options: StoreOptions) -> Result<Self> {
+    pub fn open(folder: &Path, options: &StoreOptions) -> Result<Self> {
         let started = Instant::now();
         let failed = |what: &str, error: io::Error| {
             Error::new(
@@ -255,6 +255,7 @@ impl Store for SledStore {
             Ok(StoreStats {
                 disk_bytes,
                 open_micros,
+                requests: None,
             })
         })
         .await
@@ -387,7 +388,7 @@ fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error 
     Error::new(Reason::StoreFailed, what).with_source(error)
 }
 
-fn open_guarded(folder: &Path, options: StoreOptions, segment_bytes: usize) -> Result<Db> {
+fn open_guarded(folder: &Path, options: &StoreOptions, segment_bytes: usize) -> Result<Db> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(segment_bytes)

@@ -54,6 +54,8 @@ mod load;
 mod model;
 // All operations of the archive in random order against a naive model.
 mod operations;
+// Groups of puts on their way to a store that takes long to make them durable.
+mod pipeline;
 // Pages: their tokens, what they may see, and that writers never shift them.
 mod paging;
 // Power cuts of a disk of the test's own.
@@ -72,6 +74,8 @@ mod search;
 mod security;
 // Fixtures: servers in this process and beside it.
 mod server;
+// What only object storage can do wrong: who has an archive open, and what is asked of it.
+mod slate;
 // What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 mod sled;
 // What every storage engine must do.

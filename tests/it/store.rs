@@ -7,6 +7,7 @@ use bytes::Bytes;
 use pressmark::error::Kind;
 use pressmark::store::{Batch, Chunk, Direction, Durability, Scan, Store};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 use crate::support::{Engine, TestResult};
 
@@ -15,7 +16,7 @@ use Durability::{Buffered, Synced};
 
 on_each_engine!(conformance);
 
-async fn conformance(engine: Engine) -> TestResult {
+pub async fn conformance(engine: Engine) -> TestResult {
     let folder = TempDir::new()?;
     let store = engine.open(folder.path()).await?;
     an_empty_store(&*store).await?;
@@ -230,10 +231,12 @@ async fn several_scans_answer_in_order(store: &dyn Store) -> TestResult {
 async fn batches_are_seen_whole(store: &Arc<dyn Store>) -> TestResult {
     const BATCHES: u32 = 200;
     let done = Arc::new(AtomicBool::new(false));
+    let (begins, begun) = oneshot::channel();
     let reader = {
         let (store, done) = (Arc::clone(store), Arc::clone(&done));
         tokio::spawn(async move {
             let mut seen = 0_u32;
+            let mut begins = Some(begins);
             while !done.load(Ordering::Acquire) {
                 let range = bytes("w/")..bytes("w0");
                 let scan = Scan {
@@ -263,11 +266,15 @@ async fn batches_are_seen_whole(store: &Arc<dyn Store>) -> TestResult {
                     "the second key is of an older batch: {both:?}"
                 );
                 seen += 1;
+                if let Some(begins) = begins.take() {
+                    begins.send(()).unwrap();
+                }
                 tokio::task::yield_now().await;
             }
             seen
         })
     };
+    begun.await?;
     for round in 1..=BATCHES {
         let value = round.to_string();
         // Written against the order in which they are read, with rows between them.
