@@ -22,6 +22,8 @@ mod support;
 mod archive;
 // Backups: what they hold, that damage is refused, restores into every engine, and followers.
 mod backup;
+// Object storage that three machines would keep: what is left when some of them are gone.
+mod ceph;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.

@@ -50,16 +50,22 @@ pub enum Engine {
     Sled,
     /// SlateDB, with a folder for object storage.
     Slate,
+    /// SlateDB on a Ceph of three OSDs.
+    Ceph,
 }
 
 impl Engine {
     /// Opens the store of this engine that has its place in a folder.
     pub async fn open(self, folder: &Path) -> Result<Arc<dyn Store>, Error> {
-        let options = small_cache();
+        let mut options = small_cache();
         let locator = match self {
             Self::Memory => Locator::Memory,
             Self::Sled => Locator::Folder(folder.join("archive")),
             Self::Slate => bucket_in(folder),
+            Self::Ceph => {
+                options = crate::ceph::options();
+                crate::ceph::place_for(folder)
+            }
         };
         store::open(&locator, options).await
     }
@@ -166,7 +172,7 @@ impl TestArchive {
         drop(archive);
         let store = match engine {
             Engine::Memory => store,
-            Engine::Sled | Engine::Slate => {
+            Engine::Sled | Engine::Slate | Engine::Ceph => {
                 guard.close().await.unwrap();
                 engine.open(folder.path()).await.unwrap()
             }
