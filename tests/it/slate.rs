@@ -83,6 +83,51 @@ async fn requests_to_object_storage_are_counted() -> TestResult {
     archive.finish().await
 }
 
+/// What is read again comes from a folder of this machine, if there is one.
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_on_this_machine_save_requests() -> TestResult {
+    let folder = TempDir::new()?;
+    let local = folder.path().join("local");
+    let mut options = small_cache();
+    // Too little memory to keep anything of a table.
+    options.cache_bytes = 1;
+    let locator = bucket_in(folder.path());
+    let (archive, guard) = open_with(&locator, options.clone()).await?;
+    for n in 0..200 {
+        let article = crate::support::article(n);
+        archive.enqueue(crate::support::prepared(&article)).await?;
+    }
+    drop(archive);
+    guard.close().await?;
+    let mut gets = Vec::new();
+    for cache in [
+        None,
+        Some((local.clone(), 64 << 20)),
+        Some((local.clone(), 64 << 20)),
+    ] {
+        options.objects.cache = cache;
+        let (archive, guard) = open_with(&locator, options.clone()).await?;
+        let before = archive.stats().await?.store.requests.unwrap();
+        for n in 0..200 {
+            archive.get(&crate::support::article(n).id()).await?;
+        }
+        let after = archive.stats().await?.store.requests.unwrap();
+        gets.push(after.get_count - before.get_count);
+        drop(archive);
+        guard.close().await?;
+    }
+    println!("gets without copies, with new ones, and with old ones: {gets:?}");
+    assert!(gets[1] < gets[0] / 2 && gets[2] < gets[0] / 2, "{gets:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn only_object_storage_has_standbys() {
+    let waited = store::wait_for_turn(&Locator::Memory, &small_cache()).await;
+    let error = check_error(waited, Reason::ArgumentInvalid, &["memory:"]);
+    assert_eq!(error.field_name(), Some("standby"));
+}
+
 /// Articles that come together share a request.
 #[tokio::test(flavor = "multi_thread")]
 async fn articles_that_come_together_share_requests() -> TestResult {
