@@ -137,17 +137,18 @@ impl Client {
         match target {
             Target::Server(server) => Self::connect_server(server).await,
             Target::Archive(locator, options) => {
-                let store = store::open(locator, *options).await?;
+                let store = store::open(locator, options.clone()).await?;
                 Self::serve(Archive::open(store, Limits::default()).await?, None).await
             }
             Target::SearchedArchive(locator, options) => {
-                let store = store::open(locator, *options).await?;
+                let place = search_place(locator, options).ok_or_else(no_search_place)?;
+                let store = store::open(locator, options.clone()).await?;
                 let (archive, guard) = Archive::open(store, Limits::default()).await?;
-                let search = Search::open(archive.clone(), search_place(locator))?;
+                let search = Search::open(archive.clone(), place)?;
                 Self::serve((archive, guard), Some(search)).await
             }
             Target::DamagedArchive(locator, options) => {
-                let store = store::open(locator, *options).await?;
+                let store = store::open(locator, options.clone()).await?;
                 let opened = Archive::open_to_repair(store, Limits::default()).await?;
                 Self::serve(opened, None).await
             }
@@ -284,13 +285,24 @@ pub fn message<T>(answer: Result<Response<T>, Status>) -> Result<T> {
         .map_err(|status| error_of(&status))
 }
 
-/// Where the search index of an archive is kept: in its folder.
+/// Where the search index of an archive is kept: in its folder. One in object storage needs a folder
+/// on this machine, and has no search without.
 #[must_use]
-pub fn search_place(locator: &Locator) -> Place {
+pub fn search_place(locator: &Locator, options: &StoreOptions) -> Option<Place> {
     match locator {
-        Locator::Folder(folder) => Place::Folder(folder.join("search")),
-        Locator::Memory => Place::Memory,
+        Locator::Folder(folder) => Some(Place::Folder(folder.join("search"))),
+        Locator::Memory => Some(Place::Memory),
+        Locator::Objects(_) => {
+            let (folder, _) = options.objects.cache.as_ref()?;
+            Some(Place::Folder(folder.join("search")))
+        }
     }
+}
+
+fn no_search_place() -> Error {
+    let what = "an archive in object storage is searched with an index on this machine, for which \
+                --local-dir names a folder";
+    Error::new(Reason::SearchOff, what)
 }
 
 fn configure(endpoint: Endpoint) -> Endpoint {

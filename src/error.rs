@@ -100,6 +100,10 @@ pub enum Reason {
     WritesStopped,
     /// The disk has too little room for a write; nothing was written.
     DiskFull,
+    /// Another process took the archive over, so this one answers no more for it.
+    WriterReplaced,
+    /// The object storage does not do what keeps an archive from losing articles.
+    StorageUnfit,
     /// The storage engine failed to read.
     StoreFailed,
     /// The server is stopping.
@@ -132,7 +136,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 45] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -162,6 +166,8 @@ impl Reason {
         Self::IndexDamaged,
         Self::WritesStopped,
         Self::DiskFull,
+        Self::WriterReplaced,
+        Self::StorageUnfit,
         Self::StoreFailed,
         Self::ShuttingDown,
         Self::ServerUnreachable,
@@ -217,6 +223,8 @@ impl Reason {
             Self::IndexDamaged => "INDEX_DAMAGED",
             Self::WritesStopped => "WRITES_STOPPED",
             Self::DiskFull => "DISK_FULL",
+            Self::WriterReplaced => "WRITER_REPLACED",
+            Self::StorageUnfit => "STORAGE_UNFIT",
             Self::StoreFailed => "STORE_FAILED",
             Self::ShuttingDown => "SHUTTING_DOWN",
             Self::ServerUnreachable => "SERVER_UNREACHABLE",
@@ -247,6 +255,7 @@ impl Reason {
             | Self::MessageMalformed => Kind::InvalidArgument,
             Self::ArticleNotFound | Self::ArticleDeleted => Kind::NotFound,
             Self::ArchiveLocked
+            | Self::StorageUnfit
             | Self::FormatUnsupported
             | Self::RestoreUnfinished
             | Self::BackupMismatch
@@ -260,6 +269,7 @@ impl Reason {
             | Self::RateExceeded
             | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
+            | Self::WriterReplaced
             | Self::StoreFailed
             | Self::SearchBehind
             | Self::SearchFailed

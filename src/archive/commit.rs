@@ -1,6 +1,8 @@
 //! The writer: the only place that builds a batch. It takes jobs in order, gathers puts into groups
-//! while the group before is being synced, and answers each caller when its rows are durable.
+//! while the group before is being synced, and answers each caller when its rows are durable. Where
+//! that takes long, several groups are on their way, in order.
 
+mod flight;
 mod known;
 mod mend;
 mod plan;
@@ -13,6 +15,8 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::flight::ON_THEIR_WAY_MAX;
+use self::flight::{Caller, Flight, Flights, Written};
 use self::plan::Plan;
 use super::backup::ArchiveId;
 use super::digests::Digests;
@@ -24,7 +28,7 @@ use crate::error::Result;
 use crate::key::{self, IndexFacts, NearCopies, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
 use crate::record::{self, Content, EntryState, Extent, SourceStats, Totals};
-use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
+use crate::store::{Batch, Direction, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost, of which nobody knows
 /// what table `d` holds.
@@ -72,7 +76,7 @@ pub(super) fn digests_batch(rows: Vec<(Vec<u8>, Vec<u8>)>) -> Batch {
 }
 
 /// The figures of the whole archive that the next group starts from. Changed only after its batch
-/// is durable.
+/// is written; if it then does not become durable, there is no next group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Figures {
     pub(super) next: Sequence,
@@ -140,51 +144,101 @@ impl Writer {
     /// Works until `stop`, then finishes what is queued.
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>, stop: CancellationToken) {
         let mut next_job = None;
+        let mut flights = Flights::default();
         loop {
+            if !flights.has_room() {
+                self.land_one(&mut flights).await;
+                continue;
+            }
             let job = if next_job.is_some() {
                 next_job.take()
             } else {
                 tokio::select! {
-                    job = jobs.recv() => job,
+                    biased;
+                    Some((flight, result)) = flights.next() => {
+                        self.acknowledge(flight, result);
+                        continue;
+                    }
                     () = stop.cancelled(), if !jobs.is_closed() => {
                         jobs.close();
                         continue;
                     }
+                    job = jobs.recv() => job,
                 }
             };
+            if let Some(Job::Put(first)) = job {
+                let group;
+                (group, next_job) = gather(*first, &mut jobs, &self.limits);
+                self.put_group(group, &mut flights).await;
+                continue;
+            }
+            // Everything else is done alone.
+            while self.land_one(&mut flights).await {}
             match job {
                 None => return,
-                Some(Job::Delete(job)) => self.delete(*job).await,
-                // Of these, who asked may have gone; what is done stays done.
-                Some(Job::Repair(now, done)) => drop(done.send(self.repair(now).await)),
-                Some(Job::Snapshot(done)) => drop(done.send(self.snapshot().await)),
-                Some(Job::Restore(work, done)) => drop(done.send(self.restore(work).await)),
-                Some(Job::Scrubbed(result, done)) => {
-                    drop(done.send(self.note_scrub(result).await));
-                }
-                Some(Job::Put(first)) => {
-                    let group;
-                    (group, next_job) = gather(*first, &mut jobs, &self.limits);
-                    self.put_group(group).await;
-                }
+                Some(job) => self.work_alone(job).await,
             }
         }
     }
 
-    async fn put_group(&mut self, group: Vec<PutJob>) {
-        let split = |job: PutJob| (job.prepared, (job.done, job.room));
-        let (articles, callers): (Vec<_>, Vec<_>) = group.into_iter().map(split).unzip();
-        let answers = match self.commit_puts(articles).await {
-            Ok(puts) => puts.into_iter().map(Ok).collect(),
-            Err(error) => vec![Err(error); callers.len()],
+    /// Waits for the first group on its way. Returns whether there was one.
+    async fn land_one(&mut self, flights: &mut Flights) -> bool {
+        let Some((flight, result)) = flights.next().await else {
+            return false;
         };
-        for ((done, _room), answer) in callers.into_iter().zip(answers) {
-            // The caller may have gone; the article is stored all the same.
-            let _ = done.send(answer);
+        self.acknowledge(flight, result);
+        true
+    }
+
+    async fn work_alone(&mut self, job: Job) {
+        match job {
+            Job::Put(job) => {
+                let mut flights = Flights::default();
+                self.put_group(vec![*job], &mut flights).await;
+                self.land_one(&mut flights).await;
+            }
+            Job::Delete(job) => self.delete(*job).await,
+            // Of these, who asked may have gone; what is done stays done.
+            Job::Repair(now, done) => drop(done.send(self.repair(now).await)),
+            Job::Snapshot(done) => drop(done.send(self.snapshot().await)),
+            Job::Restore(work, done) => drop(done.send(self.restore(work).await)),
+            Job::Scrubbed(result, done) => drop(done.send(self.note_scrub(result).await)),
         }
     }
 
-    async fn commit_puts(&mut self, articles: Vec<Prepared>) -> Result<Vec<Put>> {
+    async fn put_group(&mut self, group: Vec<PutJob>, flights: &mut Flights) {
+        let split = |job: PutJob| (job.prepared, (job.done, job.room));
+        let (articles, callers): (Vec<_>, Vec<Caller>) = group.into_iter().map(split).unzip();
+        match self.submit_puts(articles).await {
+            Ok((puts, written)) => flights.push(Flight {
+                written,
+                puts,
+                callers,
+            }),
+            Err(error) => answer(callers, std::iter::repeat(Err(error))),
+        }
+    }
+
+    /// Answers a group that is durable, or is not.
+    fn acknowledge(&mut self, flight: Flight, result: Result<()>) {
+        let published = match flight.written {
+            Some(written) => self.publish(written, result),
+            None => result,
+        };
+        match published {
+            Ok(()) => {
+                self.count(&flight.puts);
+                answer(flight.callers, flight.puts.into_iter().map(Ok));
+            }
+            Err(error) => answer(flight.callers, std::iter::repeat(Err(error))),
+        }
+    }
+
+    /// Writes a group. Returns its answers, which hold once what was written is durable.
+    async fn submit_puts(
+        &mut self,
+        articles: Vec<Prepared>,
+    ) -> Result<(Vec<Put>, Option<Written>)> {
         self.poison.check()?;
         let known = self.known(&articles).await?;
         let mut plan = self.plan(known.sources);
@@ -224,31 +278,48 @@ impl Writer {
         for sequence in healed {
             self.drop_quarantined(&mut plan, sequence).await?;
         }
-        self.write(plan).await?;
-        self.count(&puts);
-        Ok(puts)
+        Ok((puts, self.submit(plan).await?))
     }
 
-    /// Writes a plan, and only then makes it the state to go on from.
-    async fn write(&mut self, mut plan: Plan) -> Result<()> {
-        if plan.batch.changes().is_empty() {
+    /// Writes a plan and waits until it is durable.
+    async fn write(&mut self, plan: Plan) -> Result<()> {
+        let Some(mut written) = self.submit(plan).await? else {
             return Ok(());
+        };
+        let result = (&mut written.commit).await;
+        self.publish(written, result)
+    }
+
+    /// Writes a plan, and makes it the state to go on from. There is nothing to wait for if it
+    /// changes nothing.
+    async fn submit(&mut self, mut plan: Plan) -> Result<Option<Written>> {
+        if plan.batch.changes().is_empty() {
+            return Ok(None);
         }
         let figures = plan.figures;
         let digests = std::mem::take(&mut plan.digests);
         let started = Instant::now();
-        self.store
-            .write(plan.finish(), Durability::Synced)
-            .await
-            .inspect_err(|error| self.poison.set(error))?;
-        let elapsed = started.elapsed();
+        let submitted = self.store.submit(plan.finish()).await;
+        let commit = submitted.inspect_err(|error| self.poison.set(error))?;
+        self.figures = figures;
+        Ok(Some(Written {
+            commit,
+            started,
+            last: figures.next - 1,
+            digests,
+        }))
+    }
+
+    /// Shows readers what is durable.
+    fn publish(&mut self, written: Written, result: Result<()>) -> Result<()> {
+        result.inspect_err(|error| self.poison.set(error))?;
+        let elapsed = written.started.elapsed();
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
         self.metrics.commit_seconds.observe(elapsed.as_secs_f64());
         self.metrics.commit_micros.inc_by(micros);
         self.metrics.commits.inc();
-        self.figures = figures;
-        self.digests.apply(digests);
-        self.committed.send_replace(figures.next - 1);
+        self.digests.apply(written.digests);
+        self.committed.send_replace(written.last);
         Ok(())
     }
 
@@ -387,6 +458,14 @@ impl Writer {
         stats.first = times.next().unwrap_or(SortTime::UNDATED);
         stats.last = times.next().unwrap_or(SortTime::UNDATED);
         Ok(stats)
+    }
+}
+
+/// Tells the callers of a group.
+fn answer(callers: Vec<Caller>, answers: impl Iterator<Item = Result<Put>>) {
+    for ((done, _room), answer) in callers.into_iter().zip(answers) {
+        // The caller may have gone; the article is stored all the same.
+        let _ = done.send(answer);
     }
 }
 

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Archive;
+use super::commit::ON_THEIR_WAY_MAX;
 use super::reader::advance;
 use crate::article::Sketch;
 use crate::error::{Error, Reason, Result};
@@ -265,9 +266,10 @@ impl Archive {
         loop {
             let scan = self.index_scan(range.clone(), Direction::Ascending);
             let chunk = self.scan_one(scan).await?;
-            // A row can be there a moment before its batch is durable, but none is of a later one.
-            let group = u64::try_from(self.inner.limits.group_articles_max).unwrap_or(u64::MAX);
-            let last = self.committed().saturating_add(group);
+            // A row can be there before its batch is durable, but only so many are on their way.
+            let ahead = ON_THEIR_WAY_MAX + self.inner.limits.group_articles_max;
+            let ahead = u64::try_from(ahead).unwrap_or(u64::MAX);
+            let last = self.committed().saturating_add(ahead);
             for row in &chunk.rows {
                 match (key::parse_dated(&row.key), Digest::decode(&row.value)) {
                     (Some((time, sequence)), Ok(digest)) if sequence <= last => {

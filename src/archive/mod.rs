@@ -4,7 +4,8 @@
 //! whole group were written in one batch and the disk was told to sync it. From then on a kill of
 //! the process loses nothing, and a power cut loses nothing as long as the disk does what `fsync`
 //! asks of it. What was not acknowledged may be there or not, but never half. [`Guard::close`] adds
-//! nothing to that; it lets the writer finish what is queued and releases the files.
+//! nothing to that; it lets the writer finish what is queued and releases the files. In object storage
+//! the same holds once the storage has answered that it has the batch.
 //!
 //! Readers see articles only once they are durable: the writer publishes the last committed
 //! sequence after the sync, and reads skip what is behind it.
@@ -57,6 +58,7 @@ use crate::metrics::Metrics;
 use crate::record;
 pub use crate::record::ScrubResult;
 pub use crate::store::Direction;
+pub use crate::store::Requests;
 use crate::store::{Poison, Store};
 
 /// A handle on an open archive. Clones are cheap and all mean the same archive.
@@ -262,6 +264,11 @@ impl Archive {
     async fn send(&self, job: job::Job) -> Result<()> {
         let sent = self.inner.queue.send(job).await;
         sent.map_err(|_| writer_ended())
+    }
+
+    /// Completes when another process has taken the archive over, which ends this one's use of it.
+    pub async fn replaced(&self) -> Error {
+        self.inner.store.replaced().await
     }
 
     /// How far the backup is that follows this archive, if one does.

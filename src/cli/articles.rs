@@ -283,6 +283,22 @@ pub(super) async fn stats(
             ("search_error", json!(stats.search_error)),
         ]);
     }
+    if let Some(requests) = stats.storage_requests {
+        lines.extend([
+            ("storage_put_count", json!(requests.put_count())),
+            ("storage_get_count", json!(requests.get_count())),
+            ("storage_list_count", json!(requests.list_count())),
+            ("storage_delete_count", json!(requests.delete_count())),
+            (
+                "puts_per_1000_articles",
+                json!(requests.puts_per_1000_articles),
+            ),
+            (
+                "gets_per_1000_articles",
+                json!(requests.gets_per_1000_articles),
+            ),
+        ]);
+    }
     if json {
         let object = lines
             .into_iter()
@@ -294,7 +310,7 @@ pub(super) async fn stats(
         let value = value
             .as_str()
             .map_or_else(|| value.to_string(), str::to_owned);
-        writeln!(out, "{name:20} {value}")?;
+        writeln!(out, "{name:22} {value}")?;
     }
     Ok(Outcome::Done)
 }

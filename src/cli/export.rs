@@ -63,7 +63,12 @@ pub(super) async fn run(
             let (new, file) = NewFile::create(&args.path)?;
             let failed = |error| cannot_write(&new.unfinished, error);
             let output = Box::new(BufWriter::new(file.try_clone().map_err(failed)?));
-            let writer = Writer::new(format, compression, output)?;
+            let writer = Writer::new(format, compression, output);
+            if writer.is_err() {
+                // Nothing is in it, and why there will not be is what is told.
+                let _ = fs::remove_file(&new.unfinished);
+            }
+            let writer = writer?;
             let cannot = |error| failed(error).into();
             let count = write_all(&args.selector, writer, client, cannot).await?;
             file.sync_all().map_err(failed)?;

@@ -9,6 +9,7 @@ mod export;
 mod heal;
 mod import;
 mod manual;
+mod objects;
 mod output;
 mod restore;
 mod revisions;
@@ -151,7 +152,7 @@ impl Command {
     /// What is logged unless `PRESSMARK_LOG` says otherwise.
     fn log_level(&self) -> &'static str {
         if matches!(self, Self::Serve(_)) {
-            "info,rustls=error"
+            "info,rustls=error,slatedb=warn"
         } else {
             "warn"
         }
@@ -311,13 +312,13 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     if let (Target::Archive(locator, options), Some(verify)) = (&target, command.repairs()) {
         let options = StoreOptions {
             accept_loss: verify.accept_loss,
-            ..*options
+            ..options.clone()
         };
         target = Target::DamagedArchive(locator.clone(), options);
     }
     let searches = matches!(command, Command::Search(_) | Command::Reindex);
     if let (Target::Archive(locator, options), true) = (&target, searches) {
-        target = Target::SearchedArchive(locator.clone(), *options);
+        target = Target::SearchedArchive(locator.clone(), options.clone());
     }
     let client = Client::connect(&target).await?;
     let result = run_on(command, &client, shared.json, out).await;

@@ -47,7 +47,7 @@ pub(super) async fn run(
             chain.unproved_bytes()
         ));
     }
-    let store = store::open(&locator, shared.store_options()).await?;
+    let store = store::open(&locator, shared.store_options()?).await?;
     let (archive, guard) = Archive::open_to_restore(store, Limits::default()).await?;
     let restored = archive.restore(&chain).await;
     drop(archive);
@@ -57,7 +57,7 @@ pub(super) async fn run(
     if matches!(locator, Locator::Folder(_)) && summary.restored_count > 0 {
         // sled reads at open all that was written since the last one; better now than at the start
         // of the server.
-        store::open(&locator, shared.store_options())
+        store::open(&locator, shared.store_options()?)
             .await?
             .close()
             .await?;

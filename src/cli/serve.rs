@@ -7,6 +7,7 @@ mod web;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -15,16 +16,17 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{CommandResult, Outcome, Shared, scrub};
 use crate::archive::backup::Follower;
-use crate::archive::{Archive, NearCopies};
+use crate::archive::{Archive, Guard, NearCopies};
 use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services, Traces};
-use crate::search::Search;
-use crate::store::{self, Locator};
+use crate::search::{Place, Search, SearchGuard};
+use crate::store::{self, Locator, Store};
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
@@ -102,6 +104,10 @@ pub(super) struct Args {
         value_parser = share
     )]
     otlp_ratio: f64,
+    /// Wait until the process that has the archive open is gone, and then take over; only for archives
+    /// in object storage
+    #[arg(long, env = "PRESSMARK_STANDBY")]
+    standby: bool,
     #[command(flatten)]
     security: security::SecurityArgs,
     #[command(flatten)]
@@ -143,7 +149,15 @@ pub(super) async fn run(
         args.security.check_http(address, args.web.http_tls)?;
     }
     let locator = shared.locator()?;
-    let stop = stop_signal()?;
+    let mut store_options = shared.store_options()?;
+    let mut stop = Box::pin(stop_signal()?);
+    if args.standby {
+        tracing::info!("waiting to take over {locator}");
+        tokio::select! {
+            () = &mut stop => return Ok(Outcome::Done),
+            waited = store::wait_for_turn(&locator, &store_options) => waited?,
+        }
+    }
     // At the limit of a file's size a write is to fail, not to end the process.
     let _size_signal = signal(SignalKind::from_raw(SIZE_SIGNAL)).map_err(no_signals)?;
     let Listeners { grpc, http } = listeners(&args).await?;
@@ -155,19 +169,12 @@ pub(super) async fn run(
         args.security.check_http(address, args.web.http_tls)?;
     }
     options.page = http_address.is_some() && args.web.page();
-    let store = store::open(&locator, shared.store_options()).await?;
+    store_options.objects.name = address.to_string();
+    let index = search_place(&locator, &store_options);
+    let store = store::open(&locator, store_options).await?;
     let files_max = raise_file_limit();
-    let limits = args.limits.archive();
-    let (archive, guard) = match args.near_copies {
-        None => Archive::open(store, limits).await?,
-        Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await?,
-        Some(Switch::Off) => Archive::open_with(store, limits, NearCopies::Off).await?,
-    };
-    let search = match args.search {
-        Switch::On => Some(Search::open(archive.clone(), search_place(&locator))?),
-        Switch::Off => None,
-    };
-    let (search, search_guard) = search.unzip();
+    let (archive, guard) = open_archive(&args, store).await?;
+    let (search, search_guard) = open_search(args.search, &archive, index)?.unzip();
     let stopping = CancellationToken::new();
     let follower = match &args.backup_to {
         Some(folder) => {
@@ -187,15 +194,19 @@ pub(super) async fn run(
     tell_systemd(NotifyState::Ready);
     options.limits = within_files(options.limits, files_max);
     let traces = options.traces.clone();
-    let scrub = (!args.scrub_interval.is_zero()).then(|| {
-        let schedule = scrub::Schedule {
-            interval: args.scrub_interval,
-            bytes_per_second_max: u64::from(args.scrub_rate_mib) * 1024 * 1024,
-        };
-        tokio::spawn(scrub::run(archive.clone(), schedule))
-    });
+    let scrub = begin_scrub(&args, &archive);
     let loading = tokio::spawn(load_digests(archive.clone()));
-    let services = Services { archive, search };
+    let services = Services {
+        archive: archive.clone(),
+        search,
+    };
+    let mut replaced = None;
+    let stop = async {
+        tokio::select! {
+            () = stop => {}
+            error = archive.replaced() => replaced = Some(error),
+        }
+    };
     let served = rpc::serve(services, listeners, stop, options).await;
     tell_systemd(NotifyState::Stopping);
     loading.abort();
@@ -215,10 +226,14 @@ pub(super) async fn run(
     {
         tracing::error!(%error, "the search index ends badly");
     }
-    guard.close().await?;
+    let closed = guard.close().await;
     if let Some(traces) = traces {
         traces.close().await;
     }
+    if let Some(error) = replaced {
+        return Err(error.into());
+    }
+    closed?;
     served?;
     tracing::info!("stopped, everything acknowledged is on disk");
     Ok(Outcome::Done)
@@ -258,6 +273,41 @@ fn announce(
         }
     }
     out.flush()
+}
+
+async fn open_archive(args: &Args, store: Arc<dyn Store>) -> Result<(Archive, Guard)> {
+    let limits = args.limits.archive();
+    match args.near_copies {
+        None => Archive::open(store, limits).await,
+        Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await,
+        Some(Switch::Off) => Archive::open_with(store, limits, NearCopies::Off).await,
+    }
+}
+
+/// Full-text search with its index at a place, if it is wanted and there is one.
+fn open_search(
+    switch: Switch,
+    archive: &Archive,
+    place: Option<Place>,
+) -> Result<Option<(Search, SearchGuard)>> {
+    match (switch, place) {
+        (Switch::On, Some(place)) => Search::open(archive.clone(), place).map(Some),
+        (Switch::On, None) => {
+            tracing::info!("no search: its index needs a folder that --local-dir names");
+            Ok(None)
+        }
+        (Switch::Off, _) => Ok(None),
+    }
+}
+
+/// Begins the checks in the background, unless they are off.
+fn begin_scrub(args: &Args, archive: &Archive) -> Option<JoinHandle<()>> {
+    let schedule = scrub::Schedule {
+        interval: args.scrub_interval,
+        bytes_per_second_max: u64::from(args.scrub_rate_mib) * 1024 * 1024,
+    };
+    let is_on = !args.scrub_interval.is_zero();
+    is_on.then(|| tokio::spawn(scrub::run(archive.clone(), schedule)))
 }
 
 /// The sockets that systemd opened, the first for gRPC and the second for HTTP, or else those that

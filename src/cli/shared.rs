@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::config;
+use super::objects::ObjectArgs;
 use crate::client::{Server, Target};
 use crate::error::{Error, Reason, Result};
 use crate::store::{Locator, StoreOptions};
@@ -23,8 +24,8 @@ pub(super) struct Shared {
     /// The server to talk to [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
     #[arg(long, global = true, help_heading = SHARED, value_name = "URL")]
     pub(super) server: Option<String>,
-    /// The archive to serve, or to open in this process while no server has it open: a folder, or
-    /// `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
+    /// The archive to serve, or to open in this process while no server has it open: a folder,
+    /// a place in object storage such as `s3://bucket/prefix`, or `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
     #[arg(long, global = true, help_heading = SHARED, value_name = "LOCATOR")]
     archive: Option<String>,
     /// A file with the token that the server knows; `-` is standard input
@@ -64,6 +65,8 @@ pub(super) struct Shared {
         default_value_t = 32
     )]
     cache_mib: u32,
+    #[command(flatten)]
+    pub(super) objects: ObjectArgs,
     /// A file of TOML with values of flags, over which flags and variables win
     #[arg(
         long,
@@ -101,11 +104,12 @@ pub(super) enum LogFormat {
 }
 
 impl Shared {
-    pub(super) fn store_options(&self) -> StoreOptions {
-        StoreOptions {
+    pub(super) fn store_options(&self) -> Result<StoreOptions> {
+        Ok(StoreOptions {
             cache_bytes: u64::from(self.cache_mib) * 1024 * 1024,
             accept_loss: false,
-        }
+            objects: self.objects.options()?,
+        })
     }
 
     pub(super) fn target(&self, begins_archive: bool) -> Result<Target> {
@@ -133,7 +137,7 @@ impl Shared {
                     let what = format!("no archive is at {archive}; put or import begins one");
                     return Err(Error::new(Reason::FileFailed, what).with_resource(archive));
                 }
-                Ok(Target::Archive(locator, self.store_options()))
+                Ok(Target::Archive(locator, self.store_options()?))
             }
             (Some(server), None) => self.named(server),
             (None, None) => self.named("http://127.0.0.1:50051".into()),

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use tracing::Instrument;
 
 use super::audit;
-use super::convert::{count, limits_message, status_of, stopping, timestamp_of};
+use super::convert::{count, limits_message, requests_message, status_of, stopping, timestamp_of};
 use super::limits::ServiceLimits;
 use super::proto::admin_service_server::AdminService;
 use super::questions::search_of;
@@ -119,6 +119,10 @@ impl AdminService for Admin {
             search_sequence: search.as_ref().map(|search| search.sequence),
             search_disk_bytes: self.search.as_ref().map(Search::disk_bytes),
             search_error: search.and_then(|search| search.error).unwrap_or_default(),
+            storage_requests: stats.store.requests.map(|requests| {
+                let stored_count = metrics.created.get() + metrics.revised.get();
+                requests_message(requests, stored_count)
+            }),
         }))
     }
 

@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::limits::ServiceLimits;
 use super::proto;
 use crate::archive::{
-    Delete, DeleteOutcome, Direction, Limits, Order, Put, PutOutcome, Query, Selector,
+    Delete, DeleteOutcome, Direction, Limits, Order, Put, PutOutcome, Query, Requests, Selector,
     SelectorFields, Source, StoredArticle, View,
 };
 use crate::article::{Article, ArticleFields, ContentHash, Timestamp};
@@ -357,6 +357,23 @@ pub(super) fn limits_message(limits: &Limits, service: &ServiceLimits) -> proto:
         keepalive_interval_ms: Some(millis(service.keepalive_interval)),
         header_bytes_max: service.header_bytes_max.into(),
         queue_wait_ms_max: millis(service.queue_wait_max),
+    }
+}
+
+/// What was asked of object storage, and how much of it for each 1,000 articles stored.
+pub(super) fn requests_message(requests: Requests, stored_count: u64) -> proto::StorageRequests {
+    let float = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let each_1000 = |count: u64| {
+        let of_none = stored_count == 0;
+        (!of_none).then(|| float(count) * 1000.0 / float(stored_count))
+    };
+    proto::StorageRequests {
+        put_count: Some(requests.put_count),
+        get_count: Some(requests.get_count),
+        list_count: Some(requests.list_count),
+        delete_count: Some(requests.delete_count),
+        puts_per_1000_articles: each_1000(requests.put_count + requests.list_count),
+        gets_per_1000_articles: each_1000(requests.get_count),
     }
 }
 

@@ -202,6 +202,13 @@ fn register_engine(registry: &mut Registry, stats: &Stats) {
     count("engine_reads_slow", what, store.reads_slow_count);
     let what = "How long the engine took to open";
     count("open_milliseconds", what, store.open_micros / 1000);
+    if let Some(requests) = store.requests {
+        count("storage_puts", "Objects written", requests.put_count);
+        count("storage_gets", "Objects read", requests.get_count);
+        let what = "Pages of lists of objects";
+        count("storage_lists", what, requests.list_count);
+        count("storage_deletes", "Objects removed", requests.delete_count);
+    }
 }
 
 fn page(status: StatusCode, kind: &'static str, text: &str) -> Response<Body> {

@@ -1,28 +1,35 @@
 //! Storage engines behind one small trait: ordered rows of bytes, written in batches.
 //!
-//! This module knows no article, no record and no proto. Only `store/sled.rs` names sled. What an
-//! engine must do beyond what its library does is told at the top of its file.
+//! This module knows no article, no record and no proto. Only `store/sled.rs` names sled, and only
+//! `store/slate.rs` names SlateDB. What an engine must do beyond what its library does is told at the
+//! top of its file.
 
 mod folder;
 mod frames;
+mod locator;
 mod memory;
 mod order;
 mod overlay;
 mod reads;
 mod room;
+mod slate;
 mod sled;
 mod watermark;
 
 use std::fmt;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::str::FromStr;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::locator::{Locator, Objects, Provider};
 pub use self::memory::MemoryStore;
+pub use self::slate::SlateStore;
 pub use self::sled::SledStore;
 use crate::error::{Error, Reason, Result, panic};
 
@@ -69,20 +76,50 @@ pub struct Chunk {
 impl Chunk {
     /// Takes rows in scan order until a limit of the scan is reached.
     fn collect(scan: &Scan, rows: impl Iterator<Item = Result<Row>>) -> Result<Self> {
-        let mut chunk = Self::default();
-        let mut bytes = 0;
+        let mut filling = Filling::of(scan);
         for row in rows {
-            let row = row?;
-            let row_bytes = row.key.len() + row.value.len();
-            let full = !chunk.rows.is_empty() && bytes + row_bytes > scan.bytes_max;
-            if full || chunk.rows.len() == scan.rows_max {
-                return Ok(chunk);
+            if !filling.takes(row?) {
+                return Ok(filling.chunk);
             }
-            bytes += row_bytes;
-            chunk.rows.push(row);
         }
-        chunk.exhausted = true;
-        Ok(chunk)
+        Ok(filling.exhausted())
+    }
+}
+
+/// A chunk in the making.
+#[derive(Debug)]
+struct Filling<'a> {
+    scan: &'a Scan,
+    chunk: Chunk,
+    bytes: usize,
+}
+
+impl<'a> Filling<'a> {
+    fn of(scan: &'a Scan) -> Self {
+        Self {
+            scan,
+            chunk: Chunk::default(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes the next row, or says that the chunk is full.
+    fn takes(&mut self, row: Row) -> bool {
+        let rows = &mut self.chunk.rows;
+        let row_bytes = row.key.len() + row.value.len();
+        let full = !rows.is_empty() && self.bytes + row_bytes > self.scan.bytes_max;
+        if full || rows.len() == self.scan.rows_max {
+            return false;
+        }
+        self.bytes += row_bytes;
+        rows.push(row);
+        true
+    }
+
+    /// The chunk, behind which there are no rows.
+    fn exhausted(mut self) -> Chunk {
+        self.chunk.exhausted = true;
+        self.chunk
     }
 }
 
@@ -167,6 +204,60 @@ pub struct StoreStats {
     pub reads_fast_count: u64,
     /// Small reads that were not: they waited for the disk, or for a batch that was being applied.
     pub reads_slow_count: u64,
+    /// Requests to object storage since it was opened; none where there is no object storage.
+    pub requests: Option<Requests>,
+}
+
+/// Requests to object storage, by what they cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Requests {
+    /// Objects written, each part of a large one on its own.
+    pub put_count: u64,
+    /// Objects read, whole, in part or only their heads.
+    pub get_count: u64,
+    /// Pages of lists.
+    pub list_count: u64,
+    /// Objects removed.
+    pub delete_count: u64,
+}
+
+/// A write that later reads see and that later writes follow. It completes when it would survive a
+/// power cut, in the order of all writes, or with why it may not.
+pub struct Commit(Option<Pin<Box<dyn Future<Output = Result<()>> + Send>>>);
+
+impl Commit {
+    /// A write that is durable already.
+    #[must_use]
+    pub fn durable() -> Self {
+        Self(None)
+    }
+
+    /// A write that is durable when a future completes.
+    pub fn pending(durable: impl Future<Output = Result<()>> + Send + 'static) -> Self {
+        Self(Some(Box::pin(durable)))
+    }
+}
+
+impl Future for Commit {
+    type Output = Result<()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            None => Poll::Ready(Ok(())),
+            Some(durable) => durable.as_mut().poll(context),
+        }
+    }
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.0.is_none() {
+            "durable"
+        } else {
+            "pending"
+        };
+        f.debug_tuple("Commit").field(&state).finish()
+    }
 }
 
 /// An ordered map of byte strings, with atomic batches.
@@ -190,6 +281,20 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// applied, so every later write fails with the first cause; reads go on. `DiskFull` alone says
     /// that nothing was written, and that a later write may succeed.
     async fn write(&self, batch: Batch, durability: Durability) -> Result<()>;
+
+    /// Applies a batch as [`write`](Self::write) does, and returns what to wait for until it is
+    /// durable. An engine that takes long to make a batch durable takes further ones meanwhile; for
+    /// one that does not, this is a synced write.
+    async fn submit(&self, batch: Batch) -> Result<Commit> {
+        self.write(batch, Durability::Synced).await?;
+        Ok(Commit::durable())
+    }
+
+    /// Completes when another process has taken the archive over, with what to tell of it; never for
+    /// an engine that an archive cannot be taken from.
+    async fn replaced(&self) -> Error {
+        std::future::pending().await
+    }
 
     /// Reports figures.
     async fn stats(&self) -> Result<StoreStats>;
@@ -238,55 +343,66 @@ fn closed() -> Error {
     Error::new(Reason::ShuttingDown, "the archive is closed")
 }
 
-/// Where an archive is, and so which engine keeps it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Locator {
-    /// A folder: sled.
-    Folder(PathBuf),
-    /// `memory:`: nothing outlives the process.
-    Memory,
-}
-
-impl FromStr for Locator {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let invalid = |what: &str| {
-            Error::field(
-                Reason::ArgumentInvalid,
-                "archive",
-                format!(
-                    "{text:?} {what}; an archive is a folder such as ./pressmark-data, or memory:"
-                ),
-            )
-        };
-        match text.split_once("://") {
-            _ if text.is_empty() => Err(invalid("is empty")),
-            _ if text == "memory:" => Ok(Self::Memory),
-            Some((scheme, _)) if scheme.chars().all(|c| c.is_ascii_alphanumeric()) => {
-                Err(invalid("names an engine that this build does not have"))
-            }
-            _ => Ok(Self::Folder(text.into())),
-        }
-    }
-}
-
-impl fmt::Display for Locator {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Folder(path) => path.display().fmt(f),
-            Self::Memory => f.write_str("memory:"),
-        }
-    }
-}
-
 /// Settings of the engines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreOptions {
     /// Bytes of pages that the engine keeps in memory, as they are on disk.
     pub cache_bytes: u64,
     /// Whether to open an archive that has lost acknowledged writes.
     pub accept_loss: bool,
+    /// Settings of archives in object storage.
+    pub objects: ObjectOptions,
+}
+
+/// Settings of archives in object storage.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectOptions {
+    /// The URL of the storage, if it is not the provider's own.
+    pub endpoint: Option<String>,
+    /// The region of the bucket.
+    pub region: Option<String>,
+    /// Who asks, for S3, instead of what the variables of the system say.
+    pub credentials: Option<Credentials>,
+    /// How long writes are gathered before they are sent off together: less is sooner, and dearer.
+    pub flush_interval: Duration,
+    /// How long a writer has to be silent until another process may take over from it.
+    pub lease: Duration,
+    /// What other processes are told of this one while it has the archive open.
+    pub name: String,
+    /// A folder for copies of what is read, and how many bytes they may take.
+    pub cache: Option<(PathBuf, u64)>,
+}
+
+/// A key of object storage.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Its public part.
+    pub key_id: String,
+    /// Its secret part.
+    pub secret: String,
+}
+
+impl fmt::Debug for Credentials {
+    /// Tells no secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("key_id", &self.key_id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for ObjectOptions {
+    fn default() -> Self {
+        Self {
+            endpoint: None,
+            region: None,
+            credentials: None,
+            flush_interval: Duration::from_millis(50),
+            lease: Duration::from_secs(3),
+            name: format!("process {}", std::process::id()),
+            cache: None,
+        }
+    }
 }
 
 impl Default for StoreOptions {
@@ -294,6 +410,7 @@ impl Default for StoreOptions {
         Self {
             cache_bytes: 32 * 1024 * 1024,
             accept_loss: false,
+            objects: ObjectOptions::default(),
         }
     }
 }
@@ -305,9 +422,10 @@ impl Default for StoreOptions {
 pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn Store>> {
     match locator {
         Locator::Memory => Ok(Arc::new(MemoryStore::new())),
+        Locator::Objects(objects) => Ok(Arc::new(SlateStore::open(objects, &options).await?)),
         Locator::Folder(path) => {
             let folder = path.clone();
-            let opening = move || panic::caught(|| SledStore::open(&folder, options));
+            let opening = move || panic::caught(|| SledStore::open(&folder, &options));
             match tokio::task::spawn_blocking(opening).await {
                 Ok(Ok(store)) => Ok(Arc::new(store?)),
                 Ok(Err(_)) | Err(_) => Err(Error::new(
@@ -323,22 +441,24 @@ pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn St
     }
 }
 
+/// Waits until no other process has an archive open, and whoever opens it now need not ask again.
+///
+/// # Errors
+/// `ArgumentInvalid` if it is not in object storage, where alone an archive is taken over.
+pub async fn wait_for_turn(locator: &Locator, options: &StoreOptions) -> Result<()> {
+    match locator {
+        Locator::Objects(objects) => SlateStore::wait_for_turn(objects, options).await,
+        Locator::Folder(_) | Locator::Memory => {
+            let what =
+                format!("cannot wait for {locator}: only object storage is shared by servers");
+            Err(Error::field(Reason::ArgumentInvalid, "standby", what))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn locators_name_engines() {
-        assert_eq!("memory:".parse::<Locator>().unwrap(), Locator::Memory);
-        assert_eq!(
-            "./a b".parse::<Locator>().unwrap(),
-            Locator::Folder("./a b".into())
-        );
-        for wrong in ["", "s3://bucket/prefix", "postgres://x"] {
-            let error = wrong.parse::<Locator>().unwrap_err();
-            assert_eq!(error.field_name(), Some("archive"), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_first_cause_stays() {

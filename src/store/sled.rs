@@ -119,7 +119,7 @@ impl SledStore {
     /// # Errors
     /// `ArchiveLocked` if another process has it open; `FileFailed` if the folder cannot be
     /// written; `ArchiveDamaged` if sled cannot read its files.
-    pub fn open(folder: &Path, options: StoreOptions) -> Result<Self> {
+    pub fn open(folder: &Path, options: &StoreOptions) -> Result<Self> {
         let started = Instant::now();
         let failed = |what: &str, error: io::Error| {
             Error::new(
@@ -166,7 +166,7 @@ impl SledStore {
             .map_err(|error| failed("start the writer thread of", error))?;
         Ok(Self {
             folder: folder.to_owned(),
-            options,
+            options: options.clone(),
             segment_bytes,
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             db: RwLock::new(Some(handle)),
@@ -250,6 +250,7 @@ impl Store for SledStore {
                 cache_bytes,
                 reads_fast_count,
                 reads_slow_count,
+                requests: None,
             })
         })
         .await
@@ -276,7 +277,7 @@ impl Store for SledStore {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let folder = self.folder.clone();
-        let (options, segment_bytes) = (self.options, self.segment_bytes);
+        let (options, segment_bytes) = (self.options.clone(), self.segment_bytes);
         let closing = tokio::task::spawn_blocking(move || {
             // The thread ends when the last queue handle is gone, and its last act is a sync.
             let written = thread.join().unwrap_or_else(|_| Err(panicked(&folder)));
@@ -285,7 +286,7 @@ impl Store for SledStore {
             wait_for_release(&folder.join(DATA_FILE));
             if matches!((&written, &dropped), (Ok(rows), Ok(())) if *rows >= REOPEN_ROWS_MIN) {
                 // What fails here fails again, and is told, when the archive is opened.
-                drop(open_guarded(&folder, options, segment_bytes));
+                drop(open_guarded(&folder, &options, segment_bytes));
                 wait_for_release(&folder.join(DATA_FILE));
             }
             let result = written.map(drop).and(dropped);
@@ -368,7 +369,7 @@ fn write_failed(error: impl std::error::Error + Send + Sync + 'static) -> Error 
     Error::new(Reason::StoreFailed, what).with_source(error)
 }
 
-fn open_guarded(folder: &Path, options: StoreOptions, segment_bytes: usize) -> Result<Db> {
+fn open_guarded(folder: &Path, options: &StoreOptions, segment_bytes: usize) -> Result<Db> {
     let config = sled::Config::new()
         .path(folder)
         .segment_size(segment_bytes)

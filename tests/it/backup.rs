@@ -162,7 +162,7 @@ async fn a_backup_restores_on_every_engine(engine: Engine) -> TestResult {
     let chain = files.chain()?;
     assert_eq!((chain.first(), chain.last()), (1, archive.committed()));
     assert_eq!(chain.unfinished(), None);
-    for other in [Engine::Memory, Engine::Sled] {
+    for other in [Engine::Memory, Engine::Sled, Engine::Slate] {
         let folder = TempDir::new()?;
         let (copy, guard) = restored(other.open(folder.path()).await?, &chain).await;
         check_equal(&archive, &copy, &deleted).await;

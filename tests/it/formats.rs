@@ -320,6 +320,7 @@ fn exports_go_where_they_are_told_and_overwrite_nothing() {
     ] {
         let ran = scratch.run(arguments).exits(2);
         assert!(ran.err.contains(what), "{}", ran.err);
+        assert!(!std::path::Path::new("x.unfinished").exists());
     }
     let file = scratch.text("one.csv");
     scratch

@@ -132,7 +132,7 @@ async fn a_backup_of_format_1_restores() -> TestResult {
 }
 
 /// Where the API stands as it was released, an element a line.
-const API: &str = "tests/data/api-v1.txt";
+const API: &str = "tests/data/api-v1";
 
 /// Set to anything, it adds what is new in the API to that file; what is there already stays.
 const ADD_TO_API: &str = "PRESSMARK_TEST_ADD_TO_API";

@@ -94,8 +94,14 @@ fn list_all(server: &ServerProcess, selector: &Value, order: &str) -> Vec<String
 async fn every_call_works_from_grpcurl() {
     let folder = tempfile::tempdir().unwrap();
     let server = ServerProcess::start(folder.path());
+    every_call_works(&server, "sled").await;
+    assert!(server.terminate());
+    check_folder(folder.path(), async |_| ()).await;
+}
 
-    let services = grpcurl_text(&server, &["list"], "").unwrap();
+/// A session with a server on an empty archive that is kept by an engine.
+pub async fn every_call_works(server: &ServerProcess, engine: &str) {
+    let services = grpcurl_text(server, &["list"], "").unwrap();
     for service in [
         "pressmark.v1.ArticleService",
         "pressmark.v1.AdminService",
@@ -103,14 +109,14 @@ async fn every_call_works_from_grpcurl() {
     ] {
         assert!(services.lines().any(|line| line == service), "{services}");
     }
-    let described = grpcurl_text(&server, &["describe pressmark.v1.Article"], "").unwrap();
+    let described = grpcurl_text(server, &["describe pressmark.v1.Article"], "").unwrap();
     assert!(described.contains("string title = 2;"), "{described}");
-    let health = grpcurl(&server, &["grpc.health.v1.Health/Check"], "{}").unwrap();
+    let health = grpcurl(server, &["grpc.health.v1.Health/Check"], "{}").unwrap();
     assert_eq!(health, [json!({"status": "SERVING"})]);
 
     let put = |number| {
         call(
-            &server,
+            server,
             "ArticleService/PutArticle",
             &json!({"article": article(number)}),
         )
@@ -126,7 +132,7 @@ async fn every_call_works_from_grpcurl() {
     let mut revised = article(0);
     revised["body"] = "Corrected.".into();
     let revision = call(
-        &server,
+        server,
         "ArticleService/PutArticle",
         &json!({"article": revised}),
     )
@@ -134,7 +140,7 @@ async fn every_call_works_from_grpcurl() {
     assert_eq!(revision["outcome"], "PUT_OUTCOME_REVISION");
     assert_eq!(revision["previousId"], stored[0]);
     let refused = call(
-        &server,
+        server,
         "ArticleService/PutArticle",
         &json!({"article": {"title": "a\nb", "source": "s"}}),
     );
@@ -145,7 +151,7 @@ async fn every_call_works_from_grpcurl() {
     );
 
     let get =
-        |name: &str, value: &str| call(&server, "ArticleService/GetArticle", &json!({name: value}));
+        |name: &str, value: &str| call(server, "ArticleService/GetArticle", &json!({name: value}));
     let first = get("id", &stored[1]).unwrap();
     assert_eq!(first["article"]["body"], article(1)["body"]);
     assert_eq!(first["article"]["publishedAt"], "2026-01-02T00:00:00Z");
@@ -154,19 +160,19 @@ async fn every_call_works_from_grpcurl() {
     assert!(get("id", &"0".repeat(64)).unwrap_err().contains("NotFound"));
 
     let dates = json!({"publishedAfter": "2026-01-02T00:00:00Z", "publishedBefore": "2026-01-05T00:00:00Z"});
-    let by_date = list_all(&server, &dates, "ARTICLE_ORDER_PUBLISHED_ASC");
+    let by_date = list_all(server, &dates, "ARTICLE_ORDER_PUBLISHED_ASC");
     assert_eq!(by_date, stored[1..4]);
-    let backwards = list_all(&server, &dates, "ARTICLE_ORDER_PUBLISHED_DESC");
+    let backwards = list_all(server, &dates, "ARTICLE_ORDER_PUBLISHED_DESC");
     assert_eq!(
         backwards,
         stored[1..4].iter().rev().cloned().collect::<Vec<_>>()
     );
     let source = json!({"sources": ["Gazette"]});
     let revision_id = revision["id"].as_str().unwrap().to_owned();
-    let by_source = list_all(&server, &source, "ARTICLE_ORDER_PUBLISHED_ASC");
+    let by_source = list_all(server, &source, "ARTICLE_ORDER_PUBLISHED_ASC");
     let expected = [&stored[0], &revision_id, &stored[2], &stored[4]].map(String::clone);
     assert_eq!(by_source, expected);
-    let backwards = list_all(&server, &source, "ARTICLE_ORDER_PUBLISHED_DESC");
+    let backwards = list_all(server, &source, "ARTICLE_ORDER_PUBLISHED_DESC");
     assert_eq!(
         backwards,
         expected.iter().rev().cloned().collect::<Vec<_>>()
@@ -174,21 +180,21 @@ async fn every_call_works_from_grpcurl() {
 
     let unknown = "0".repeat(64);
     let request = json!({"ids": [stored[0], unknown]});
-    let missing = call(&server, "ArticleService/FindMissingArticles", &request).unwrap();
+    let missing = call(server, "ArticleService/FindMissingArticles", &request).unwrap();
     assert_eq!(
         missing,
         json!({"missingIds": [unknown], "storedCount": "1"})
     );
-    let found = call(&server, "ArticleService/LookupArticles", &request).unwrap();
+    let found = call(server, "ArticleService/LookupArticles", &request).unwrap();
     assert_eq!(ids(&found["articles"]), stored[..1]);
 
     let request = json!({"id": stored[4], "reason": "withdrawn"});
-    let deleted = call(&server, "ArticleService/DeleteArticle", &request).unwrap();
+    let deleted = call(server, "ArticleService/DeleteArticle", &request).unwrap();
     assert_eq!(deleted["outcome"], "DELETE_OUTCOME_DELETED");
     assert!(get("id", &stored[4]).unwrap_err().contains("withdrawn"));
     assert_eq!(put(4).unwrap()["outcome"], "PUT_OUTCOME_DELETED");
     let count = call(
-        &server,
+        server,
         "ArticleService/CountArticles",
         &json!({"selector": {"sources": ["Nobody"]}}),
     );
@@ -197,26 +203,26 @@ async fn every_call_works_from_grpcurl() {
         "0",
         "a zero that matters is printed"
     );
-    let sources = call(&server, "ArticleService/ListSources", &json!({})).unwrap();
+    let sources = call(server, "ArticleService/ListSources", &json!({})).unwrap();
     assert_eq!(sources["sources"][0]["articleCount"], "3");
-    let info = call(&server, "AdminService/GetServerInfo", &json!({})).unwrap();
+    let info = call(server, "AdminService/GetServerInfo", &json!({})).unwrap();
     assert_eq!(
         (&info["engine"], &info["role"]),
-        (&json!("sled"), &json!("SERVER_ROLE_WRITER"))
+        (&json!(engine), &json!("SERVER_ROLE_WRITER"))
     );
-    let stats = call(&server, "AdminService/GetStats", &json!({})).unwrap();
+    let stats = call(server, "AdminService/GetStats", &json!({})).unwrap();
     assert_eq!(
         (&stats["articleCount"], &stats["damagedCount"]),
         (&json!("5"), &json!("0"))
     );
 
-    let events = grpcurl(&server, &["pressmark.v1.AdminService/VerifyArchive"], "{}").unwrap();
+    let events = grpcurl(server, &["pressmark.v1.AdminService/VerifyArchive"], "{}").unwrap();
     let summary = &events.last().unwrap()["summary"];
     assert_eq!(
         (&summary["findingCount"], &summary["articleCount"]),
         (&json!("0"), &json!("5"))
     );
-    let pieces = grpcurl(&server, &["pressmark.v1.AdminService/BackupArchive"], "{}").unwrap();
+    let pieces = grpcurl(server, &["pressmark.v1.AdminService/BackupArchive"], "{}").unwrap();
     let piece = |piece: &Value| {
         let data = piece["data"].as_str().unwrap();
         base64::engine::general_purpose::STANDARD
@@ -235,10 +241,8 @@ async fn every_call_works_from_grpcurl() {
             .unwrap()
     );
 
-    news_desk(&server);
-    copy_to_another(&server).await;
-    assert!(server.terminate());
-    check_folder(folder.path(), async |_| ()).await;
+    news_desk(server);
+    copy_to_another(server).await;
 }
 
 /// The questions of a news desk.

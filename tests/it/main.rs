@@ -28,6 +28,8 @@ mod backup;
 mod browser;
 // Requests that nobody waits for any more, whose work stops.
 mod cancel;
+// Object storage that three machines would keep: what is left when some of them are gone.
+mod ceph;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.
@@ -64,6 +66,8 @@ mod model;
 mod operator;
 // All operations of the archive in random order against a naive model.
 mod operations;
+// Groups of puts on their way to a store that takes long to make them durable.
+mod pipeline;
 // Pages: their tokens, what they may see, and that writers never shift them.
 mod paging;
 // Power cuts of a disk of the test's own.
@@ -84,6 +88,8 @@ mod search;
 mod security;
 // Fixtures: servers in this process and beside it.
 mod server;
+// What only object storage can do wrong: who has an archive open, and what is asked of it.
+mod slate;
 // What only sled can do wrong: its files, its locks, and what a kill or a bad disk leaves of them.
 mod sled;
 // A long time of mixed load, restarts and new certificates.

@@ -36,7 +36,7 @@ async fn fill(archive: &TestArchive, random: &mut StdRng, count: u32) -> Vec<Kno
     model
 }
 
-async fn pages_and_counts_equal_the_model(engine: Engine) -> TestResult {
+pub async fn pages_and_counts_equal_the_model(engine: Engine) -> TestResult {
     model_test(engine, Limits::default(), 400, 40).await
 }
 

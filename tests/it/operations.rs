@@ -551,7 +551,7 @@ fn once_each(ids: &[ContentHash]) -> Vec<ContentHash> {
     ids.filter(|id| seen.insert(id.to_string())).collect()
 }
 
-async fn every_operation_equals_the_model(engine: Engine) -> TestResult {
+pub async fn every_operation_equals_the_model(engine: Engine) -> TestResult {
     let mut seeds = StdRng::seed_from_u64(seed());
     let total = rounds("PRESSMARK_TEST_OPERATIONS", 5200);
     // Short prefixes are allowed, so that some are ambiguous.
@@ -628,7 +628,7 @@ async fn put_and_delete(archive: Archive, seed: u64) -> Result<Told, pressmark::
     Ok(told)
 }
 
-async fn clients_at_once_add_up_to_the_union(engine: Engine) -> TestResult {
+pub async fn clients_at_once_add_up_to_the_union(engine: Engine) -> TestResult {
     let seed = seed();
     let archive = TestArchive::open(engine).await;
     let clients: Vec<_> = (1..=CLIENTS)

@@ -205,7 +205,12 @@ impl ServerProcess {
 
     /// Starts the server and returns at once.
     pub fn spawn(archive: &Path) -> Self {
-        Self::run(Command::new(PROGRAM), archive, ANY_PORT, &[])
+        Self::spawn_with(archive, &[])
+    }
+
+    /// The same, with further flags.
+    pub fn spawn_with(archive: &Path, flags: &[&str]) -> Self {
+        Self::run(Command::new(PROGRAM), archive, ANY_PORT, flags)
     }
 
     /// Starts the server through another program and its arguments, which puts the server in its own
@@ -299,8 +304,27 @@ impl ServerProcess {
     }
 
     fn ask_to_stop(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    /// Stops it where it is.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on where it was.
+    pub fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    /// Waits until it ends by itself.
+    pub fn exit_code(mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
     }
 
     /// Kills it as `kill -9` does, and returns whether it said before that it takes requests.
@@ -332,6 +356,21 @@ impl Drop for ServerProcess {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The id of such an article.
+pub fn id_of(number: usize) -> pressmark::article::ContentHash {
+    let message = message(number);
+    let seconds = message.published_at.map(|time| time.seconds);
+    let fields = pressmark::article::ArticleFields {
+        title: message.title,
+        published_at: seconds.map(crate::support::time),
+        author: message.author,
+        source: message.source,
+        url: message.url,
+        body: message.body,
+    };
+    pressmark::article::Article::new(fields).unwrap().id()
 }
 
 /// A valid article message that differs from those of other numbers.

@@ -15,7 +15,7 @@ use Durability::{Buffered, Synced};
 
 on_each_engine!(conformance);
 
-async fn conformance(engine: Engine) -> TestResult {
+pub async fn conformance(engine: Engine) -> TestResult {
     let folder = TempDir::new()?;
     let store = engine.open(folder.path()).await?;
     an_empty_store(&*store).await?;

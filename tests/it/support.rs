@@ -4,11 +4,12 @@ use std::fmt::Debug;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pressmark::archive::{Archive, Guard, Limits, NearCopies, PageBudget, Prepared, Put, View};
 use pressmark::article::{Article, ArticleFields, ContentHash, Timestamp};
 use pressmark::error::{Error, Reason};
-use pressmark::store::{self, Locator, Store, StoreOptions};
+use pressmark::store::{self, Locator, ObjectOptions, Objects, Provider, Store, StoreOptions};
 use tempfile::TempDir;
 
 pub type TestResult = Result<(), Box<dyn std::error::Error>>;
@@ -25,6 +26,7 @@ macro_rules! on_each_engine {
     ($($suite:ident),+ $(,)?) => {
         on_engine!(memory, Memory, $($suite),+);
         on_engine!(sled, Sled, $($suite),+);
+        on_engine!(slate, Slate, $($suite),+);
     };
 }
 
@@ -46,24 +48,50 @@ macro_rules! on_engine {
 pub enum Engine {
     Memory,
     Sled,
+    /// SlateDB, with a folder for object storage.
+    Slate,
+    /// SlateDB on a Ceph of three OSDs.
+    Ceph,
 }
 
 impl Engine {
     /// Opens the store of this engine that has its place in a folder.
     pub async fn open(self, folder: &Path) -> Result<Arc<dyn Store>, Error> {
+        let mut options = small_cache();
         let locator = match self {
             Self::Memory => Locator::Memory,
             Self::Sled => Locator::Folder(folder.join("archive")),
+            Self::Slate => bucket_in(folder),
+            Self::Ceph => {
+                options = crate::ceph::options();
+                crate::ceph::place_for(folder)
+            }
         };
-        store::open(&locator, small_cache()).await
+        store::open(&locator, options).await
     }
 }
 
-/// A cache far below the default, so that many archives fit beside each other.
+/// A folder in a folder that stands for a bucket of object storage.
+pub fn bucket_in(folder: &Path) -> Locator {
+    let bucket = folder.join("bucket").display().to_string();
+    Locator::Objects(Objects {
+        provider: Provider::Folder,
+        bucket,
+        prefix: String::new(),
+    })
+}
+
+/// A cache far below the default, so that many archives fit beside each other, and no waiting for
+/// others that could share a request.
 pub fn small_cache() -> StoreOptions {
     StoreOptions {
         cache_bytes: 4 * 1024 * 1024,
-        accept_loss: false,
+        objects: ObjectOptions {
+            flush_interval: Duration::from_millis(1),
+            lease: Duration::from_millis(300),
+            ..ObjectOptions::default()
+        },
+        ..StoreOptions::default()
     }
 }
 
@@ -144,7 +172,7 @@ impl TestArchive {
         drop(archive);
         let store = match engine {
             Engine::Memory => store,
-            Engine::Sled => {
+            Engine::Sled | Engine::Slate | Engine::Ceph => {
                 guard.close().await.unwrap();
                 engine.open(folder.path()).await.unwrap()
             }

@@ -45,6 +45,16 @@ const BANNED: &[(&str, &[&str], &str)] = &[
         "only the engine file names its engine",
     ),
     (
+        "slatedb::",
+        &["src/store/slate"],
+        "only the engine files name their engine",
+    ),
+    (
+        "object_store::",
+        &["src/store/slate"],
+        "only the engine files name their engine",
+    ),
+    (
         "tonic::",
         &["src/rpc/", "src/client.rs"],
         "only rpc and client name tonic",
@@ -68,6 +78,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
             "src/rpc/admin.rs",
             "src/client.rs",
             "src/cli/",
+            "src/store/slate/lease.rs",
         ],
         "give the task to an owner",
     ),

@@ -27,7 +27,7 @@ pub(super) fn recover(
     folder: &Path,
     handle: Handle,
     data: File,
-    options: StoreOptions,
+    options: &StoreOptions,
 ) -> Result<(Applier, Watermark)> {
     let failed = |error: io::Error| {
         let what = format!("cannot read or write the files of {}", folder.display());
@@ -97,7 +97,7 @@ pub(super) fn recover(
 }
 
 /// Goes on in spite of a loss if that was asked for.
-fn accept(options: StoreOptions, loss: Error) -> Result<()> {
+fn accept(options: &StoreOptions, loss: Error) -> Result<()> {
     if !options.accept_loss {
         return Err(loss);
     }
