@@ -142,6 +142,7 @@ pub(super) async fn run(
     if let Some(address) = args.http_listen {
         args.security.check_http(address, args.web.http_tls)?;
     }
+    rpc::check_files(&options).await?;
     let locator = shared.locator()?;
     let stop = stop_signal()?;
     // At the limit of a file's size a write is to fail, not to end the process.
