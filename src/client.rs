@@ -170,7 +170,7 @@ impl Client {
             Error::field(Reason::ArgumentInvalid, "server", what).with_source(error)
         })?;
         let mut endpoint = configure(endpoint);
-        if url.starts_with("https:") {
+        if endpoint.uri().scheme_str() == Some("https") {
             let mut tls = ClientTlsConfig::new();
             tls = match &server.roots {
                 Some(roots) => tls.ca_certificate(Certificate::from_pem(roots)),

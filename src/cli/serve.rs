@@ -148,6 +148,7 @@ pub(super) async fn run(
     if let Some(address) = args.http_listen {
         args.security.check_http(address, args.web.http_tls)?;
     }
+    rpc::check_files(&options).await?;
     let locator = shared.locator()?;
     let mut store_options = shared.store_options()?;
     let mut stop = Box::pin(stop_signal()?);

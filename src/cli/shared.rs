@@ -152,7 +152,7 @@ impl Shared {
             _ => None,
         };
         let token = read(&self.token)?.map(|token| token.trim().to_owned());
-        if token.is_some() && url.starts_with("http://") && !is_local(&url) {
+        if token.is_some() && !is_secret(&url) && !is_local(&url) {
             let what = format!("is not sent to {url}, where others could read it; use https");
             return Err(Error::field(Reason::ArgumentInvalid, "token", what));
         }
@@ -169,6 +169,11 @@ impl Shared {
         let named = named.or_else(|| self.in_file.archive.clone());
         named.as_deref().unwrap_or("./pressmark-data").parse()
     }
+}
+
+/// Whether what is sent to a URL is encrypted. All but https is not, whatever a scheme is called.
+fn is_secret(url: &str) -> bool {
+    url::Url::parse(url).is_ok_and(|url| url.scheme() == "https")
 }
 
 /// Whether a URL stays on this machine.

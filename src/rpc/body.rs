@@ -34,6 +34,11 @@ impl Claim {
     fn set(&self, permit: Option<OwnedSemaphorePermit>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
     }
+
+    /// The message was dealt with, though the answer goes on.
+    pub(super) fn give_back(&self) {
+        self.set(None);
+    }
 }
 
 /// As good as never.
@@ -51,6 +56,8 @@ pub(super) struct RequestBody {
     /// Bytes of a message that is still taken; also what a compressed one is taken for.
     pub(super) message_bytes_max: u32,
     pub(super) claim: Claim,
+    /// Whether messages follow each other, each asked for when the one before it was dealt with.
+    pub(super) is_many: bool,
     /// The frame that waits for room.
     pub(super) held: Option<(Frame<Bytes>, Waiting)>,
     /// How long the client may keep the stream waiting.
@@ -187,6 +194,10 @@ impl http_body::Body for RequestBody {
                 Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(mended(status)))),
                 Poll::Ready(None) => return Poll::Ready(None),
                 Poll::Pending => {
+                    // A client that is slow with the next message keeps no room by the last one.
+                    if this.is_many && !this.frames.is_within() {
+                        this.claim.give_back();
+                    }
                     let Some(idle) = &mut this.idle else {
                         return Poll::Pending;
                     };

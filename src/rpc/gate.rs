@@ -177,7 +177,8 @@ impl Service<Request<Body>> for Gate {
         let gate = self.clone();
         let method = Method::of_path(request.uri().path());
         let id = request_id(request.headers());
-        let span = tracing::info_span!(
+        // Of the highest level, so that lines of every level say which request they are about.
+        let span = tracing::error_span!(
             "request",
             otel.name = method.name,
             method = method.name,
@@ -258,6 +259,7 @@ impl Gate {
                 shared.message_bytes_max
             },
             claim: claim.clone(),
+            is_many: method.shape == Shape::BidiStream,
             held: None,
             idle: waits.then(|| Idle::new(limits.stream_idle_max, limits.request_deadline)),
         })
@@ -283,6 +285,10 @@ impl Gate {
         };
         let progress = Arc::new(Progress::new(patience, shared.now_ms()));
         self.door.connection.follow(&progress);
+        if method.shape == Shape::ServerStream {
+            // What was asked is known by now, and the answer may last for days.
+            held.1.give_back();
+        }
         // The streams of our own services end by themselves.
         let is_foreign = method.shape != Shape::Unary && !method.is_ours();
         let stop = is_foreign.then(|| Box::pin(shared.stop.clone().cancelled_owned()));

@@ -38,8 +38,8 @@ pub use self::browser::Origins;
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
 pub use self::limits::ServiceLimits;
 pub use self::server::{
-    CONNECTION_WINDOW_BYTES, Listeners, STREAM_WINDOW_BYTES, ServeOptions, Services, serve,
-    serve_pipe,
+    CONNECTION_WINDOW_BYTES, Listeners, STREAM_WINDOW_BYTES, ServeOptions, Services, check_files,
+    serve, serve_pipe,
 };
 pub use self::tls::TlsFiles;
 pub use self::trace::Traces;

@@ -168,6 +168,15 @@ pub async fn serve(
     Ok(())
 }
 
+/// Reads the files that a server is to be served with, so that a mistake in them is told before anything
+/// is opened.
+///
+/// # Errors
+/// `FileFailed` or `ArgumentInvalid` if certificates or tokens cannot be read.
+pub async fn check_files(options: &ServeOptions) -> Result<()> {
+    Files::open(options).await.map(drop)
+}
+
 /// Stops what is served, and waits until it has ended.
 async fn drain<S>(port: &Port<S>, drain: Duration) {
     port.stop.cancel();

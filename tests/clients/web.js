@@ -15,6 +15,8 @@ const FLAGS = [
   '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync',
 ];
+// Milliseconds, longer than anything here may take on a busy machine.
+const PATIENCE = 120_000;
 const WIDE = { width: 1200, height: 900 };
 const PHONE = { width: 375, height: 812 };
 
@@ -26,6 +28,7 @@ const complaints = [];
 async function open(target, options = {}) {
   await context?.close();
   context = await browser.newContext({ viewport: WIDE, ignoreHTTPSErrors: true, ...options });
+  context.setDefaultTimeout(PATIENCE);
   const page = await context.newPage();
   page.on('pageerror', (error) => complaints.push(error.stack));
   page.on('console', (message) => {
@@ -243,6 +246,7 @@ async function neverRunsText() {
   assert.notStrictEqual(await page.title(), 'run');
   // And could not, had the script a mistake.
   const own = await browser.newContext();
+  own.setDefaultTimeout(PATIENCE);
   const other = await own.newPage();
   await other.goto(address);
   const blocked = await other.evaluate(() => {
@@ -340,6 +344,7 @@ async function asksForToken() {
 async function callsGrpcWeb() {
   const call = async (site) => {
     const own = await browser.newContext();
+    own.setDefaultTimeout(PATIENCE);
     const page = await own.newPage();
     await page.goto(`${site}/`);
     const answer = await page.evaluate(async (server) => {
@@ -375,7 +380,7 @@ async function main() {
   const profile = fs.mkdtempSync(path.join(os.tmpdir(), 'pressmark-chromium-'));
   // playwright gives every launch a profile of its own, below this folder.
   process.env.TMPDIR = profile;
-  browser = await chromium.launch({ executablePath: process.env.PRESSMARK_TEST_CHROMIUM ?? '/usr/bin/chromium', headless: true, args: FLAGS });
+  browser = await chromium.launch({ executablePath: process.env.PRESSMARK_TEST_CHROMIUM ?? '/usr/bin/chromium', headless: true, args: FLAGS, timeout: PATIENCE });
   try {
     for (const check of MODES[mode]) {
       await check();

@@ -12,6 +12,7 @@ use pressmark::rpc::{ServiceLimits, proto};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tonic::codec::CompressionEncoding;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
@@ -186,12 +187,45 @@ async fn a_message_that_drips_gives_its_room_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_wait_keep_no_room_by_what_was_dealt_with() {
+    // There is room for one large message, and what is compressed is taken for the largest.
+    let limits = ServiceLimits {
+        request_bytes_in_flight_max: 8 * 1024 * 1024,
+        ..ServiceLimits::default()
+    };
+    let server = TestServer::start_limited(limits).await;
+    let packed = server.articles().await;
+    let packed = packed.send_compressed(CompressionEncoding::Gzip);
+    let (mut importing, mut watching, mut putting) = (packed.clone(), packed.clone(), packed);
+    let (send, receive) = tokio::sync::mpsc::channel(1);
+    send.send(import_request(&[message(1)])).await.unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(receive);
+    let answers = within(importing.import_articles(requests)).await.unwrap();
+    let mut answers = answers.into_inner();
+    let first = within(answers.message()).await.unwrap().unwrap();
+    assert_eq!(first.results.len(), 1);
+    let watch = proto::WatchArticlesRequest {
+        from_sequence: 1,
+        ..Default::default()
+    };
+    let news = within(watching.watch_articles(watch)).await.unwrap();
+    let mut news = news.into_inner();
+    within(news.message()).await.unwrap().unwrap();
+    // Both are open and wait for their clients, and nobody waits for them.
+    within(putting.put_article(put(2))).await.unwrap();
+    drop((send, answers, news, importing, watching, putting));
+    server.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_that_nobody_takes_do_not_keep_their_places() {
+    // Long enough to ask while the place is taken, however busy the machine is.
+    let patience = Duration::from_secs(3);
     let limits = ServiceLimits {
         requests_max: 1,
         streams_max: 1,
-        request_deadline: Duration::from_millis(700),
-        stream_idle_max: Duration::from_millis(700),
+        request_deadline: patience,
+        stream_idle_max: patience,
         ..ServiceLimits::default()
     };
     let server = TestServer::start_limited(limits).await;
@@ -329,7 +363,8 @@ async fn headers_above_the_limit_are_told() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_does_not_answer_pings_is_gone_and_who_does_stays() {
     let limits = ServiceLimits {
-        keepalive_interval: Duration::from_millis(300),
+        // Who means well has as long to answer, on a busy machine too.
+        keepalive_interval: Duration::from_secs(3),
         ..ServiceLimits::default()
     };
     let server = TestServer::start_limited(limits).await;

@@ -18,8 +18,10 @@
 // What all tests of the library share: makers of articles, and archives on every engine.
 #[macro_use]
 mod support;
-// Abuse: floods, bombs, claims and half-open connections, and what they do to memory and others.
+// Abuse: floods, half-open connections and slow readers, and what they do to memory and others.
 mod abuse;
+// The same by what is sent: claims, bombs and random bytes.
+mod abuse_messages;
 // Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
 // Backups: what they hold, that damage is refused, restores into every engine, and followers.
@@ -94,6 +96,8 @@ mod slate;
 mod sled;
 // A long time of mixed load, restarts and new certificates.
 mod soak;
+// The clients of that.
+mod soak_load;
 // What every storage engine must do.
 mod store;
 // Counts by date, against a naive count.

@@ -450,10 +450,27 @@ fn a_network_is_served_only_with_tls_and_identities() {
     assert!(!Path::new(&archive).exists(), "nothing was opened");
     let wrong = desk.write("wrong.toml", "[[token]]\nname = \"a\"\n");
     let flags = ["serve", "--listen", "127.0.0.1:0", "--archive", "memory:"];
-    desk.run(&[&flags[..], &["--tokens", &wrong]].concat())
-        .exits(2);
+    let ran = desk.run(&[&flags[..], &["--tokens", &wrong]].concat());
+    assert_eq!(ran.exits(2).out, "", "nobody was told that it serves");
     let swapped = ["--tls-cert", key.as_str(), "--tls-key", &certificate];
-    desk.run(&[&flags[..], &swapped].concat()).exits(2);
+    let ran = desk.run(&[&flags[..], &swapped].concat());
+    assert_eq!(ran.exits(2).out, "", "nobody was told that it serves");
+}
+
+#[test]
+fn a_token_is_sent_to_others_only_over_tls() {
+    let desk = Desk::new();
+    let token = desk.add("desk", "reader");
+    for server in [
+        "http://archive.example:1",
+        "HTTP://archive.example:1",
+        "grpc://archive.example:1",
+        "archive.example:1",
+    ] {
+        let ran = desk.run(&["count", "--server", server, "--token", &token]);
+        let ran = ran.exits(2);
+        assert!(ran.err.contains("use https"), "{server}: {}", ran.err);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,13 +33,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SAMPLE: Duration = Duration::from_millis(20);
 
 /// How long memory may take to be given back.
-const RETURN_MAX: Duration = Duration::from_secs(40);
+const RETURN_MAX: Duration = Duration::from_secs(120);
 
 /// Memory may have grown by so much, in percent.
 const GROWTH_MAX: u64 = 20;
 
 /// Longer than a request of the client may take, however the server is abused.
-const LATENCY_MAX: Duration = Duration::from_secs(10);
+const LATENCY_MAX: Duration = Duration::from_secs(30);
 
 /// The server, and the client.
 pub struct Victim {

@@ -332,7 +332,7 @@ async fn data_answer_what_grpc_answers() {
 async fn the_files_and_the_data_are_for_this_page_alone() {
     let folder = TempDir::new().unwrap();
     let archive = folder.path().join("archive");
-    let site = Site::start(&archive, &["--requests-per-second-max", "20"]);
+    let site = Site::start(&archive, &["--requests-per-second-max", "5"]);
     for (path, kind) in [
         ("/", "text/html"),
         ("/style.css", "text/css"),
