@@ -119,6 +119,8 @@ fn kind_word(kind: proto::VerifyFindingKind) -> &'static str {
         proto::VerifyFindingKind::RowMissing => "row missing",
         proto::VerifyFindingKind::RowStray => "row stray",
         proto::VerifyFindingKind::FiguresWrong => "figures wrong",
+        proto::VerifyFindingKind::DictionaryDamaged => "dictionary damaged",
+        proto::VerifyFindingKind::DictionaryLost => "dictionary lost",
         proto::VerifyFindingKind::StoreDamaged => "store damaged",
     }
 }
