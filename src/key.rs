@@ -542,7 +542,16 @@ mod tests {
             assert!(meta::dictionaries().contains(&key));
             assert_eq!(meta::parse_dictionary(&key), Some((id, copy)));
         }
-        for wrong in ["1/2", "1", "01/0", "+1/0", "1/00", "x/0", "4294967296/0", "1/0/"] {
+        for wrong in [
+            "1/2",
+            "1",
+            "01/0",
+            "+1/0",
+            "1/00",
+            "x/0",
+            "4294967296/0",
+            "1/0/",
+        ] {
             let key = format!("mdictionary/{wrong}");
             assert_eq!(meta::parse_dictionary(key.as_bytes()), None, "{wrong}");
         }

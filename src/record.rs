@@ -39,8 +39,9 @@ pub use self::content::Content;
 use self::content::KIND_ARTICLE;
 pub use self::dictionary::{Dictionaries, Dictionary, DictionaryId};
 pub use self::index::{
-    ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Digest, EntryState, HashEntry, ScrubResult, SourceMark, SourceStats, Totals,
-    decode_format, decode_near_copies, decode_sequence, encode_near_copies, index_rows,
+    ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Digest, EntryState, HashEntry, ScrubResult, SourceMark,
+    SourceStats, Totals, decode_format, decode_near_copies, decode_sequence, encode_near_copies,
+    index_rows,
 };
 use crate::article::{Article, ContentHash, HASH_BYTES, TEXT_BYTES_MAX, Timestamp};
 use crate::error::{Error, Reason, Result};

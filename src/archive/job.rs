@@ -58,11 +58,7 @@ impl Hashed {
     ///
     /// # Errors
     /// `Internal` if the compressor fails.
-    pub(super) fn prepare(
-        self,
-        near: NearCopies,
-        dictionaries: &Dictionaries,
-    ) -> Result<Prepared> {
+    pub(super) fn prepare(self, near: NearCopies, dictionaries: &Dictionaries) -> Result<Prepared> {
         Ok(Prepared {
             facts: IndexFacts::of(&self.article, self.id, near),
             rows: record::encode_article(self.id, self.archived_at, &self.text, dictionaries)?,
@@ -92,7 +88,8 @@ impl Prepared {
         archived_at: Timestamp,
         claimed: Option<ContentHash>,
     ) -> Result<Self> {
-        Hashed::new(article, archived_at, claimed)?.prepare(NearCopies::On, &Dictionaries::default())
+        Hashed::new(article, archived_at, claimed)?
+            .prepare(NearCopies::On, &Dictionaries::default())
     }
 
     /// The article's id.

@@ -47,18 +47,18 @@ pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
+use self::train::Trainer;
 pub use self::verify::{
     Finding, FindingKind, Observer, RepairCounts, RepairReport, Stage, VerifyOptions,
     VerifyProgress, VerifyReport,
 };
-use self::train::Trainer;
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 pub use crate::key::NearCopies;
 use crate::key::Sequence;
 use crate::metrics::Metrics;
-use crate::record::{self, Dictionaries};
 pub use crate::record::ScrubResult;
+use crate::record::{self, Dictionaries};
 pub use crate::store::Direction;
 use crate::store::{Poison, Store};
 
@@ -86,8 +86,8 @@ struct Inner {
     poison: Arc<Poison>,
 }
 
-/// The owner of the writer, and of the task that trains a dictionary. Dropping it leaves the writer running until all handles are gone;
-/// closing it ends the archive in good order.
+/// The owner of the writer, and of the task that trains a dictionary. Dropping it leaves them running
+/// until all handles are gone; closing it ends the archive in good order.
 #[derive(Debug)]
 pub struct Guard {
     store: Arc<dyn Store>,
@@ -163,6 +163,7 @@ impl Archive {
             records_min: limits.dictionary_records_min,
             committed: committed.clone(),
             queue: queue.downgrade(),
+            poison: Arc::clone(&poison),
             is_ready,
         };
         let training = CancellationToken::new();

@@ -9,9 +9,7 @@ use super::reader::short_answer;
 use super::walk::{LogWalk, Pace};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, NearCopies, Sequence, meta};
-use crate::record::{
-    self, ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Content, Dictionaries, Totals,
-};
+use crate::record::{self, ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Content, Dictionaries, Totals};
 use crate::store::{Direction, Durability, Scan, Store};
 
 /// What an archive is opened for.

@@ -14,7 +14,7 @@ use super::reader::FETCH_RECORDS;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::record::{self, Content, Dictionaries, Dictionary};
-use crate::store::Store;
+use crate::store::{Poison, Store};
 
 /// Articles that a dictionary is trained on, and bytes that are taken of each: 4 MiB in all, which
 /// train a dictionary in about a second.
@@ -44,6 +44,7 @@ pub(super) struct Trainer {
     pub(super) committed: watch::Receiver<Sequence>,
     /// Does not keep the writer from ending.
     pub(super) queue: mpsc::WeakSender<Job>,
+    pub(super) poison: Arc<Poison>,
     pub(super) is_ready: watch::Sender<bool>,
 }
 
@@ -73,6 +74,10 @@ impl Trainer {
                 }
                 Ok(None) => return,
                 Err(error) => {
+                    if self.poison.check().is_err() {
+                        // Nothing will be written any more.
+                        return;
+                    }
                     records_min = self.committed.borrow().saturating_mul(2);
                     tracing::warn!(%error, records_min, "no dictionary yet");
                 }
@@ -99,7 +104,10 @@ impl Trainer {
             Error::new(Reason::Internal, "no thread to train a dictionary in").with_source(error)
         })?;
         let dictionary = trained.await.map_err(|_| {
-            Error::new(Reason::Internal, "the thread that trains a dictionary panicked")
+            Error::new(
+                Reason::Internal,
+                "the thread that trains a dictionary panicked",
+            )
         })??;
         let dictionary = Arc::new(dictionary);
         let Some(queue) = self.queue.upgrade() else {
@@ -132,7 +140,8 @@ impl Trainer {
             let keys = some.iter().map(|sequence| key::log(*sequence)).collect();
             let heads = self.store.get_many(keys).await?;
             for (sequence, head) in some.iter().zip(heads) {
-                let record = head.map(|head| record::decode(*sequence, &[head], &self.dictionaries));
+                let record =
+                    head.map(|head| record::decode(*sequence, &[head], &self.dictionaries));
                 if let Some(Ok(record)) = record
                     && let Content::Article(article) = record.content
                 {

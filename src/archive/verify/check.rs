@@ -261,7 +261,8 @@ impl<'a> Check<'a> {
         for (id, Needed { first, count }) in std::mem::take(&mut self.lost) {
             let mut what = format!("both copies of dictionary {id} are damaged or missing");
             if let Some(first) = first {
-                what += &format!(", and {count} records, from {first} on, cannot be read without it");
+                what +=
+                    &format!(", and {count} records, from {first} on, cannot be read without it");
             }
             self.reader
                 .damaged(&Error::new(Reason::DictionaryLost, what.as_str()));

@@ -108,7 +108,9 @@ pub(super) async fn missing_rows(
         let mut asked = Vec::new();
         for raw in some {
             // What is damaged has its own finding.
-            let Ok(record) = raw.decode(reader.dictionaries()) else { continue };
+            let Ok(record) = raw.decode(reader.dictionaries()) else {
+                continue;
+            };
             for row in asked_rows(raw.sequence, &record, near) {
                 if tables.contains(&row.table()) {
                     let record = record.clone();

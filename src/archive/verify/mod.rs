@@ -122,7 +122,7 @@ pub struct VerifyReport {
 pub struct RepairCounts {
     /// Records that were set aside.
     pub quarantined_count: u64,
-    /// Halves of deletes and copies of dictionaries that were written again from their other half.
+    /// Halves of deletes, and copies of dictionaries, that were written again from their other half.
     pub rebuilt_count: u64,
     /// Index rows that were added.
     pub added_count: u64,
