@@ -228,7 +228,7 @@ fn copies_of_a_dictionary_prove_themselves() {
 
 proptest! {
     #[test]
-    fn any_body_comes_back_with_a_dictionary(body in "(alpha |says |\PC){0,200}") {
+    fn any_body_comes_back_with_a_dictionary(body in "(alpha |says |\\PC){0,200}") {
         thread_local!(static SET: Dictionaries = trained("alpha"));
         let set = SET.with(Clone::clone);
         let article = article(body);
