@@ -108,7 +108,6 @@ fn text(criterion: &mut Criterion) {
             bench.iter(|| encode().unwrap());
         });
         let rows = encode().unwrap();
-        println!("a record{with} of {} bytes", rows.stored_bytes());
         let rows: Vec<Bytes> = rows.into_values().into_iter().map(Bytes::from).collect();
         group.bench_function(format!("decode and prove the record{with}"), |bench| {
             bench.iter(|| record::decode(1, black_box(&rows), &dictionaries).unwrap());

@@ -80,9 +80,10 @@ pub(super) async fn survey(reader: Reader<'_>) -> Result<BTreeMap<DictionaryId, 
 pub(super) fn usable(kept: &BTreeMap<DictionaryId, Kept>) -> Dictionaries {
     let dictionaries = Dictionaries::default();
     for (id, kept) in kept {
-        match &kept.dictionary {
-            Some(dictionary) => dictionaries.add(Arc::clone(dictionary)),
-            None => tracing::error!(id, "both copies of a dictionary are damaged"),
+        if let Some(dictionary) = &kept.dictionary {
+            dictionaries.add(Arc::clone(dictionary));
+        } else {
+            tracing::error!(id, "both copies of a dictionary are damaged");
         }
     }
     dictionaries

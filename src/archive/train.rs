@@ -129,9 +129,9 @@ impl Trainer {
     /// several rows, is passed by.
     async fn samples(&self, stop: &CancellationToken) -> Result<Option<Samples>> {
         let last = *self.committed.borrow();
-        let step = last.div_ceil(SAMPLES_MAX).max(1);
-        let step = usize::try_from(step).unwrap_or(usize::MAX);
-        let sequences: Vec<Sequence> = (1..=last).step_by(step).collect();
+        let apart = last.div_ceil(SAMPLES_MAX).max(1);
+        let apart = usize::try_from(apart).unwrap_or(usize::MAX);
+        let sequences: Vec<Sequence> = (1..=last).step_by(apart).collect();
         let mut samples = Samples::default();
         for some in sequences.chunks(FETCH_RECORDS) {
             if stop.is_cancelled() {

@@ -170,7 +170,7 @@ async fn stored_bytes(articles: &[Article], dictionary_records_min: u64) -> u64 
         ..Limits::default()
     };
     let archive = TestArchive::with_limits(Engine::Memory, limits).await;
-    let mut archive = archive.reopen_with(NearCopies::Off).await;
+    let archive = archive.reopen_with(NearCopies::Off).await;
     for (part, articles) in articles.chunks(5000).enumerate() {
         let mut pending = Vec::new();
         for article in articles {
@@ -183,7 +183,6 @@ async fn stored_bytes(articles: &[Article], dictionary_records_min: u64) -> u64 
         }
         if part == 0 && dictionary_records_min <= 5000 {
             archive.trained().await.unwrap();
-            archive = archive.reopen().await;
         }
     }
     let totals = archive.stats().await.unwrap().totals;

@@ -259,11 +259,10 @@ impl<'a> Check<'a> {
             }
         }
         for (id, Needed { first, count }) in std::mem::take(&mut self.lost) {
-            let mut what = format!("both copies of dictionary {id} are damaged or missing");
-            if let Some(first) = first {
-                what +=
-                    &format!(", and {count} records, from {first} on, cannot be read without it");
-            }
+            let needed = first.map_or_else(String::new, |first| {
+                format!(", and {count} records, from {first} on, cannot be read without it")
+            });
+            let what = format!("both copies of dictionary {id} are damaged or missing{needed}");
             self.reader
                 .damaged(&Error::new(Reason::DictionaryLost, what.as_str()));
             self.find(FindingKind::DictionaryLost, first, None, what);
