@@ -202,6 +202,28 @@ fn a_flipped_bit_is_damage_and_no_lost_dictionary() {
     }
 }
 
+/// One sample more can change the tables of a dictionary alone, of which zstd's own id says nothing.
+#[test]
+fn dictionaries_that_differ_have_different_ids() {
+    let sample = |n: usize| format!("One of {} cases, and {n} of those, go on. ", n % 7).repeat(9);
+    let train = |count| {
+        let samples: Vec<String> = (0..count).map(sample).collect();
+        let lengths: Vec<usize> = samples.iter().map(String::len).collect();
+        Dictionary::train(samples.concat().as_bytes(), &lengths).unwrap()
+    };
+    let mut known = std::collections::BTreeMap::new();
+    for count in 80..120 {
+        let dictionary = train(count);
+        assert_eq!(dictionary.id(), train(count).id(), "the same samples");
+        assert!((1 << 15..1 << 31).contains(&dictionary.id()));
+        let bytes = known
+            .entry(dictionary.id())
+            .or_insert(dictionary.bytes().to_vec());
+        assert_eq!(bytes, dictionary.bytes(), "one id, one dictionary");
+    }
+    assert!(known.len() > 1);
+}
+
 #[test]
 fn copies_of_a_dictionary_prove_themselves() {
     let dictionary = trained("alpha").current().unwrap();
