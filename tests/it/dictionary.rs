@@ -12,6 +12,7 @@ use pressmark::record::{self, Dictionaries, Dictionary};
 use pressmark::store::{Change, MemoryStore, Store};
 
 use crate::backup::{Files, bytes_from, check_same_articles};
+use crate::cli::Scratch;
 use crate::faulty::{FAULTS, Fails, FaultyStore};
 use crate::support::{Engine, TestArchive, TestResult, check_error, fields, noise, prepared, time};
 use crate::verify::{read, write};
@@ -444,5 +445,53 @@ async fn a_crash_at_any_write_loses_no_dictionary() -> TestResult {
         );
         assert!(write > 6 && with_count > 1, "{write}, {with_count}");
     }
+    Ok(())
+}
+
+/// What operators see of damage.
+#[tokio::test(flavor = "multi_thread")]
+async fn verify_tells_operators_of_dictionaries() -> TestResult {
+    let archive = trained(Engine::Sled).await;
+    let id = named(&archive, ALL).await.expect("a dictionary");
+    let rows = [0, 1].map(|copy| meta::dictionary(id, copy));
+    let good = read(&archive, &rows[0]).await;
+    let keep = async |archive: TestArchive, changes: Vec<Change>| {
+        write(&archive, changes).await;
+        archive.close_and_keep().await
+    };
+    let folder = keep(archive, vec![Change::Remove(rows[1].clone())]).await?;
+    let place = folder.path().join("archive");
+    let scratch = Scratch::new();
+    let verify = |arguments: &[&str]| scratch.run_on(place.to_str().unwrap(), arguments);
+    let found = verify(&["verify"]).exits(1).out;
+    let line = format!("dictionary damaged: copy 1 of dictionary {id} is damaged or missing");
+    assert!(found.starts_with(&line), "{found}");
+    assert!(found.contains("; run verify --repair\n"), "{found}");
+    let repaired = verify(&["verify", "--repair"]).exits(0).out;
+    let line = "0 records set aside, 1 halves of deletes and copies of dictionaries rebuilt";
+    assert!(repaired.contains(line), "{repaired}");
+    verify(&["verify"]).exits(0);
+
+    // Both are lost, and a get, a check and a repair say so.
+    let store = Engine::Sled.open(folder.path()).await?;
+    let changes = rows.clone().map(|row| Change::Put(row, b"rot".to_vec()));
+    crate::verify::write_to(&*store, changes).await;
+    store.close().await?;
+    let lost = verify(&["get", &article(PLAIN).id().to_string()]).exits(2);
+    assert!(
+        lost.err
+            .contains(&format!("needs dictionary {id}, which is lost"))
+    );
+    let found = verify(&["verify", "--json"]).exits(1).objects();
+    assert_eq!(found[0]["kind"], "dictionary_lost");
+    assert_eq!(found[0]["sequence"], PLAIN + 1);
+    let refused = verify(&["verify", "--repair"]).exits(2);
+    assert!(refused.err.contains("from a backup"), "{}", refused.err);
+
+    let store = Engine::Sled.open(folder.path()).await?;
+    let changes = rows.map(|row| Change::Put(row, good.clone()));
+    crate::verify::write_to(&*store, changes).await;
+    store.close().await?;
+    verify(&["verify"]).exits(0);
     Ok(())
 }
