@@ -19,7 +19,7 @@ use pressmark::archive::{
     Archive, Guard, Limits, Order, PageBudget, Prepared, Query, Selector, SelectorFields, View,
 };
 use pressmark::article::{Article, ArticleFields, ContentHash, Sketch, Timestamp};
-use pressmark::record;
+use pressmark::record::{self, Dictionaries, Dictionary};
 use pressmark::store::{Direction, Locator, StoreOptions, open};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -69,6 +69,18 @@ fn prepared(number: u64) -> Prepared {
     Prepared::new(article(number), time(1), None).unwrap()
 }
 
+/// A dictionary of the articles behind the first thousand.
+fn dictionaries() -> Dictionaries {
+    let texts: Vec<String> = (1000..2000)
+        .map(|number| article(number).render())
+        .collect();
+    let lengths: Vec<usize> = texts.iter().map(String::len).collect();
+    let dictionary = Dictionary::train(texts.concat().as_bytes(), &lengths).unwrap();
+    let dictionaries = Dictionaries::default();
+    dictionaries.add(Arc::new(dictionary));
+    dictionaries
+}
+
 fn text(criterion: &mut Criterion) {
     let article = article(1);
     let text = article.render();
@@ -87,14 +99,20 @@ fn text(criterion: &mut Criterion) {
     group.bench_function("sketch the body", |bench| {
         bench.iter(|| Sketch::of(black_box(article.body())));
     });
-    group.bench_function("encode the record", |bench| {
-        bench.iter(|| record::encode_article(id, time(1), black_box(&text)).unwrap());
-    });
-    let rows = record::encode_article(id, time(1), &text).unwrap();
-    let rows: Vec<Bytes> = rows.into_values().into_iter().map(Bytes::from).collect();
-    group.bench_function("decode and prove the record", |bench| {
-        bench.iter(|| record::decode(1, black_box(&rows)).unwrap());
-    });
+    for (dictionaries, with) in [
+        (Dictionaries::default(), ""),
+        (dictionaries(), " with a dictionary"),
+    ] {
+        let encode = || record::encode_article(id, time(1), black_box(&text), &dictionaries);
+        group.bench_function(format!("encode the record{with}"), |bench| {
+            bench.iter(|| encode().unwrap());
+        });
+        let rows = encode().unwrap();
+        let rows: Vec<Bytes> = rows.into_values().into_iter().map(Bytes::from).collect();
+        group.bench_function(format!("decode and prove the record{with}"), |bench| {
+            bench.iter(|| record::decode(1, black_box(&rows), &dictionaries).unwrap());
+        });
+    }
     group.bench_function("prepare for the writer", |bench| {
         let article = || article.clone();
         let prepare = |article| Prepared::new(article, time(1), None).unwrap();

@@ -94,6 +94,9 @@ pub enum Reason {
     StoreDamaged,
     /// A log record does not match its checksum or its id.
     RecordDamaged,
+    /// A log record is intact and cannot be read, because both copies of the dictionary that it was
+    /// compressed with are lost.
+    DictionaryLost,
     /// An index row names a log record that is not there or differs.
     IndexDamaged,
     /// A write failed, so the archive accepts no more of them until it is opened again.
@@ -136,7 +139,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -163,6 +166,7 @@ impl Reason {
         Self::BackupMismatch,
         Self::StoreDamaged,
         Self::RecordDamaged,
+        Self::DictionaryLost,
         Self::IndexDamaged,
         Self::WritesStopped,
         Self::DiskFull,
@@ -220,6 +224,7 @@ impl Reason {
             Self::BackupMismatch => "BACKUP_MISMATCH",
             Self::StoreDamaged => "STORE_DAMAGED",
             Self::RecordDamaged => "RECORD_DAMAGED",
+            Self::DictionaryLost => "DICTIONARY_LOST",
             Self::IndexDamaged => "INDEX_DAMAGED",
             Self::WritesStopped => "WRITES_STOPPED",
             Self::DiskFull => "DISK_FULL",
@@ -286,6 +291,7 @@ impl Reason {
             | Self::BackupDamaged
             | Self::StoreDamaged
             | Self::RecordDamaged
+            | Self::DictionaryLost
             | Self::IndexDamaged => Kind::DataLoss,
             Self::Internal => Kind::Internal,
         }

@@ -351,6 +351,10 @@ pub mod meta {
     use super::{Range, TABLE_META, prefix_range};
 
     const SOURCE: &[u8] = b"source/";
+    const DICTIONARY: &str = "dictionary/";
+
+    /// Copies that are kept of each dictionary.
+    pub const DICTIONARY_COPIES: usize = 2;
 
     /// The version of the archive's format.
     #[must_use]
@@ -392,6 +396,28 @@ pub mod meta {
     #[must_use]
     pub fn scrub() -> Vec<u8> {
         named(b"scrub")
+    }
+
+    /// A copy of a dictionary.
+    #[must_use]
+    pub fn dictionary(id: u32, copy: usize) -> Vec<u8> {
+        named(format!("{DICTIONARY}{id}/{copy}").as_bytes())
+    }
+
+    /// The rows of all dictionaries.
+    #[must_use]
+    pub fn dictionaries() -> Range<Vec<u8>> {
+        prefix_range(&named(DICTIONARY.as_bytes()))
+    }
+
+    /// Reads the id and the number of the copy from the key of a copy.
+    #[must_use]
+    pub fn parse_dictionary(key: &[u8]) -> Option<(u32, usize)> {
+        let name = std::str::from_utf8(key.strip_prefix(&[TABLE_META])?).ok()?;
+        let (id, copy) = name.strip_prefix(DICTIONARY)?.split_once('/')?;
+        let (id, copy) = (id.parse().ok()?, copy.parse().ok()?);
+        // Only what this version would write itself.
+        (copy < DICTIONARY_COPIES && dictionary(id, copy) == key).then_some((id, copy))
     }
 
     /// Figures about one source.
@@ -470,6 +496,7 @@ mod tests {
         assert_eq!(meta::archive_id(), b"marchive_id");
         assert_eq!(meta::restoring(), b"mrestoring");
         assert_eq!(meta::scrub(), b"mscrub");
+        assert_eq!(meta::dictionary(40_000, 1), b"mdictionary/40000/1");
         assert_eq!(hex(&quarantine(0x0102, 3)), "7100000000000001020003");
     }
 
@@ -506,6 +533,28 @@ mod tests {
         assert!(!hash_prefix_range("00000000").unwrap().contains(&hash(&id)));
         assert_eq!(hash_prefix_range("xyz"), None);
         assert_eq!(hash_prefix_range(&"0".repeat(65)), None);
+    }
+
+    #[test]
+    fn copies_of_dictionaries_are_named_in_one_way() {
+        for (id, copy) in [(1, 0), (u32::MAX, 1)] {
+            let key = meta::dictionary(id, copy);
+            assert!(meta::dictionaries().contains(&key));
+            assert_eq!(meta::parse_dictionary(&key), Some((id, copy)));
+        }
+        for wrong in [
+            "1/2",
+            "1",
+            "01/0",
+            "+1/0",
+            "1/00",
+            "x/0",
+            "4294967296/0",
+            "1/0/",
+        ] {
+            let key = format!("mdictionary/{wrong}");
+            assert_eq!(meta::parse_dictionary(key.as_bytes()), None, "{wrong}");
+        }
     }
 
     #[test]

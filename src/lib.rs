@@ -23,6 +23,7 @@
 //! - Only `archive/commit` builds a write batch; one holds every row of each article in it.
 //! - A row of the log is written once. The exceptions are a delete, which leaves a tombstone, and a
 //!   repair, which leaves a quarantine.
+//! - A dictionary is durable, in two copies, before a record needs it, and is never removed.
 //! - No lock and no engine iterator lives across an await or a slow client.
 //! - Only the engine files name their engine.
 //! - Only `rpc` and `client` name tonic.

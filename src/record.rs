@@ -1,5 +1,6 @@
 //! The value of a log row: one article or one deletion, in a form that can prove itself intact.
-//! Pure: no I/O, no clock. The values of the other tables are in `record/index.rs`.
+//! Pure: no I/O, no clock. The values of the other tables are in `record/index.rs`, and those of
+//! dictionaries in `record/dictionary.rs`.
 //!
 //! ```text
 //!  0   1  format    1
@@ -26,18 +27,21 @@
 //! and a quarantine (kind 4) keeps its place in the log. The article is stored again, at a new
 //! sequence, by the next put of the same text.
 
+mod codec;
 mod content;
+mod dictionary;
 mod index;
-
-use std::cell::RefCell;
 
 use bytes::Bytes;
 
+use self::codec::Refusal;
 pub use self::content::Content;
 use self::content::KIND_ARTICLE;
+pub use self::dictionary::{Dictionaries, Dictionary, DictionaryId};
 pub use self::index::{
-    ARCHIVE_FORMAT, Digest, EntryState, HashEntry, ScrubResult, SourceMark, SourceStats, Totals,
-    decode_format, decode_near_copies, decode_sequence, encode_near_copies, index_rows,
+    ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Digest, EntryState, HashEntry, ScrubResult, SourceMark,
+    SourceStats, Totals, decode_format, decode_near_copies, decode_sequence, encode_near_copies,
+    index_rows,
 };
 use crate::article::{Article, ContentHash, HASH_BYTES, TEXT_BYTES_MAX, Timestamp};
 use crate::error::{Error, Reason, Result};
@@ -70,9 +74,6 @@ const _: () = assert!(HEADER_BYTES == 63 && HEADER_BYTES < ROW_BYTES_MAX);
 const CODEC_STORED: u8 = 0;
 const CODEC_ZSTD: u8 = 1;
 
-/// zstd's default, level 3, makes an archive a fiftieth smaller and its import an eighth slower.
-const ZSTD_LEVEL: i32 = 1;
-
 /// One record of the log, verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -95,6 +96,12 @@ impl Rows {
         self.0
     }
 
+    /// The dictionary that the record was made with, if there is one.
+    #[must_use]
+    pub fn dictionary(&self) -> Option<DictionaryId> {
+        self.0.first().and_then(|first| peek_dictionary(first))
+    }
+
     /// Bytes of all values.
     #[must_use]
     pub fn stored_bytes(&self) -> usize {
@@ -102,12 +109,18 @@ impl Rows {
     }
 }
 
-/// Encodes an article whose id and canonical text are known.
+/// Encodes an article whose id and canonical text are known, with the current dictionary of those
+/// that its archive has.
 ///
 /// # Errors
 /// `Internal` if the compressor fails or the text is longer than any article's.
-pub fn encode_article(id: ContentHash, archived_at: Timestamp, text: &str) -> Result<Rows> {
-    let compressed = compress(text.as_bytes())?;
+pub fn encode_article(
+    id: ContentHash,
+    archived_at: Timestamp,
+    text: &str,
+    dictionaries: &Dictionaries,
+) -> Result<Rows> {
+    let compressed = codec::compress(text.as_bytes(), dictionaries)?;
     let (codec, payload) = if compressed.len() < text.len() {
         (CODEC_ZSTD, compressed.as_slice())
     } else {
@@ -226,11 +239,21 @@ pub fn peek_id(sequence: Sequence, first_row: &[u8]) -> Result<ContentHash> {
     Header::parse(sequence, first_row).map(|header| header.id)
 }
 
+/// The dictionary that the first row of a record names, if it names one.
+#[must_use]
+pub fn peek_dictionary(first_row: &[u8]) -> Option<DictionaryId> {
+    if first_row.get(CODEC_AT) != Some(&CODEC_ZSTD) {
+        return None;
+    }
+    codec::named(first_row.get(HEADER_BYTES..)?)
+}
+
 /// Decodes a record from all its rows and proves it: the checksum, and for an article the hash.
 ///
 /// # Errors
-/// `RecordDamaged`, naming the sequence and as far as it can be read the id.
-pub fn decode(sequence: Sequence, rows: &[Bytes]) -> Result<Record> {
+/// `RecordDamaged`, naming the sequence and as far as it can be read the id; `DictionaryLost` if the
+/// record is as it was written and the dictionary that it names is none of these.
+pub fn decode(sequence: Sequence, rows: &[Bytes], dictionaries: &Dictionaries) -> Result<Record> {
     let (first, further) = rows
         .split_first()
         .ok_or_else(|| damaged(sequence, "has no rows"))?;
@@ -257,8 +280,8 @@ pub fn decode(sequence: Sequence, rows: &[Bytes]) -> Result<Record> {
     }
     let text = match header.codec {
         CODEC_STORED => payload.to_vec(),
-        CODEC_ZSTD => decompress(payload, header.text_bytes)
-            .map_err(|error| fail(&format!("cannot be decompressed: {error}")))?,
+        CODEC_ZSTD => codec::decompress(payload, header.text_bytes, dictionaries)
+            .map_err(|refusal| header.refused(sequence, &refusal))?,
         other => return Err(fail(&format!("has the unknown codec {other}"))),
     };
     if text.len() != header.text_bytes {
@@ -319,9 +342,21 @@ impl Header {
     }
 
     fn damaged(&self, sequence: Sequence, what: &str) -> Error {
+        self.error(Reason::RecordDamaged, sequence, what)
+    }
+
+    fn refused(&self, sequence: Sequence, refusal: &Refusal) -> Error {
+        let reason = match refusal {
+            Refusal::Lost(_) => Reason::DictionaryLost,
+            Refusal::Broken(_) => Reason::RecordDamaged,
+        };
+        self.error(reason, sequence, &refusal.to_string())
+    }
+
+    fn error(&self, reason: Reason, sequence: Sequence, what: &str) -> Error {
         let id = self.id.to_string();
         Error::new(
-            Reason::RecordDamaged,
+            reason,
             format!("article {id}: log record {sequence} {what}"),
         )
         .with_resource(id)
@@ -348,35 +383,6 @@ fn checksum(record: &[u8]) -> [u8; CHECKSUM_BYTES] {
     let mut short = [0; CHECKSUM_BYTES];
     hasher.finalize_xof().fill(&mut short);
     short
-}
-
-// A compression context costs more to make than a typical article costs to compress, so every
-// thread keeps one of each.
-thread_local! {
-    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
-    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
-}
-
-fn compress(text: &[u8]) -> Result<Vec<u8>> {
-    COMPRESSOR
-        .with_borrow_mut(|slot| {
-            let compressor = match slot.take() {
-                Some(compressor) => compressor,
-                None => zstd::bulk::Compressor::new(ZSTD_LEVEL)?,
-            };
-            slot.insert(compressor).compress(text)
-        })
-        .map_err(|error| Error::new(Reason::Internal, "zstd failed to compress").with_source(error))
-}
-
-fn decompress(payload: &[u8], text_bytes: usize) -> std::io::Result<Vec<u8>> {
-    DECOMPRESSOR.with_borrow_mut(|slot| {
-        let decompressor = match slot.take() {
-            Some(decompressor) => decompressor,
-            None => zstd::bulk::Decompressor::new()?,
-        };
-        slot.insert(decompressor).decompress(payload, text_bytes)
-    })
 }
 
 #[cfg(test)]

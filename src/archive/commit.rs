@@ -27,7 +27,7 @@ use crate::article::{Article, ContentHash};
 use crate::error::Result;
 use crate::key::{self, IndexFacts, NearCopies, Sequence, SortTime, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, EntryState, Extent, SourceStats, Totals};
+use crate::record::{self, Content, Dictionaries, EntryState, Extent, SourceStats, Totals};
 use crate::store::{Batch, Direction, Poison, Scan, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost, of which nobody knows
@@ -35,19 +35,19 @@ use crate::store::{Batch, Direction, Poison, Scan, Store};
 pub(super) fn first_batch(
     archive_id: ArchiveId,
     figures: Figures,
-    near: Option<NearCopies>,
+    (format, near): (u8, Option<NearCopies>),
 ) -> Batch {
-    let mut batch = near.map_or_else(unknown_digests_batch, format_batch);
-    batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
+    let mut batch = near.map_or_else(unknown_digests_batch, |near| format_batch(format, near));
+    batch.put(meta::format(), vec![format]);
     batch.put(meta::archive_id(), archive_id.to_vec());
     figures.put(&mut batch);
     batch
 }
 
 /// The batch that says what the rows of an archive are like.
-pub(super) fn format_batch(near: NearCopies) -> Batch {
+pub(super) fn format_batch(format: u8, near: NearCopies) -> Batch {
     let mut batch = Batch::new();
-    batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
+    batch.put(meta::format(), vec![format]);
     batch.put(meta::near_copies(), record::encode_near_copies(near));
     batch
 }
@@ -98,6 +98,7 @@ pub(super) struct Writer {
     metrics: Arc<Metrics>,
     committed: watch::Sender<Sequence>,
     digests: Arc<Digests>,
+    dictionaries: Dictionaries,
     figures: Figures,
     near: NearCopies,
     /// Set by the first failed write. The store refuses later ones by itself, but what needs no
@@ -113,7 +114,7 @@ impl Writer {
         store: Arc<dyn Store>,
         limits: Limits,
         metrics: Arc<Metrics>,
-        (committed, digests): (watch::Sender<Sequence>, Arc<Digests>),
+        (committed, digests, dictionaries): (watch::Sender<Sequence>, Arc<Digests>, Dictionaries),
         (figures, near): (Figures, NearCopies),
         poison: Arc<Poison>,
     ) -> Self {
@@ -123,10 +124,15 @@ impl Writer {
             metrics,
             committed,
             digests,
+            dictionaries,
             figures,
             near,
             poison,
         }
+    }
+
+    fn reader(&self) -> Reader<'_> {
+        Reader::new(&*self.store, &self.metrics, &self.dictionaries)
     }
 
     /// The start of a batch.
@@ -203,6 +209,9 @@ impl Writer {
             Job::Snapshot(done) => drop(done.send(self.snapshot().await)),
             Job::Restore(work, done) => drop(done.send(self.restore(work).await)),
             Job::Scrubbed(result, done) => drop(done.send(self.note_scrub(result).await)),
+            Job::Dictionary(dictionary, done) => {
+                drop(done.send(self.keep_dictionary(dictionary).await));
+            }
         }
     }
 
@@ -345,7 +354,7 @@ impl Writer {
 
     async fn commit_delete(&mut self, job: &DeleteJob) -> Result<Delete> {
         self.poison.check()?;
-        let reader = Reader::new(&*self.store, self.metrics.as_ref());
+        let reader = self.reader();
         let entry = reader
             .entry(&job.id)
             .await?

@@ -1,5 +1,7 @@
 //! Work for the writer and its answers: what callers prepare, queue and wait for.
 
+use std::sync::Arc;
+
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::backup::RestoreStep;
@@ -8,7 +10,7 @@ use super::writer_ended;
 use crate::article::{Article, ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::{IndexFacts, NearCopies, Sequence};
-use crate::record::{self, Rows, ScrubResult};
+use crate::record::{self, Dictionaries, Dictionary, Rows, ScrubResult};
 
 /// An article whose canonical text was hashed, so that it can be asked for before more is done.
 #[derive(Clone, Debug)]
@@ -52,14 +54,14 @@ impl Hashed {
     }
 
     /// Compresses the article and takes it apart for the indexes of an archive that can be asked for
-    /// near copies, or cannot. An archive that cannot drops what it has no use for.
+    /// near copies, or cannot, and has dictionaries. One that cannot drops what it has no use for.
     ///
     /// # Errors
     /// `Internal` if the compressor fails.
-    pub(super) fn prepare(self, near: NearCopies) -> Result<Prepared> {
+    pub(super) fn prepare(self, near: NearCopies, dictionaries: &Dictionaries) -> Result<Prepared> {
         Ok(Prepared {
             facts: IndexFacts::of(&self.article, self.id, near),
-            rows: record::encode_article(self.id, self.archived_at, &self.text)?,
+            rows: record::encode_article(self.id, self.archived_at, &self.text, dictionaries)?,
             text_bytes: u64::try_from(self.text.len()).unwrap_or(u64::MAX),
         })
     }
@@ -75,8 +77,9 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Prepares an article that arrived at `archived_at`. If the sender named an id, it must be the
-    /// hash of the canonical text.
+    /// Prepares an article that arrived at `archived_at`, for any archive. If the sender named an id,
+    /// it must be the hash of the canonical text. What [`prepare`](super::Archive::prepare) of an
+    /// archive makes is smaller once that archive has a dictionary.
     ///
     /// # Errors
     /// `IdMismatch` if it is not.
@@ -85,7 +88,8 @@ impl Prepared {
         archived_at: Timestamp,
         claimed: Option<ContentHash>,
     ) -> Result<Self> {
-        Hashed::new(article, archived_at, claimed)?.prepare(NearCopies::On)
+        Hashed::new(article, archived_at, claimed)?
+            .prepare(NearCopies::On, &Dictionaries::default())
     }
 
     /// The article's id.
@@ -180,6 +184,7 @@ pub(super) enum Job {
     Snapshot(oneshot::Sender<Result<Snapshot>>),
     Restore(RestoreStep, oneshot::Sender<Result<()>>),
     Scrubbed(ScrubResult, oneshot::Sender<Result<()>>),
+    Dictionary(Arc<Dictionary>, oneshot::Sender<Result<()>>),
 }
 
 #[derive(Debug)]

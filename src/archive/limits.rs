@@ -66,6 +66,8 @@ pub struct Limits {
     pub import_results_max: usize,
     /// Requests that one connection may have open.
     pub connection_streams_max: u32,
+    /// Records in the log from which on a dictionary is trained for those that come.
+    pub dictionary_records_min: u64,
     /// Findings that one verify lists; it counts all of them.
     pub verify_findings_max: usize,
 }
@@ -100,6 +102,7 @@ impl Default for Limits {
             queue_bytes_max: 64 * MIB,
             import_results_max: 1024,
             connection_streams_max: 128,
+            dictionary_records_min: 2000,
             verify_findings_max: 1000,
         }
     }

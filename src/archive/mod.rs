@@ -14,6 +14,7 @@ pub mod backup;
 mod candidates;
 mod commit;
 mod copies;
+mod dictionaries;
 mod digests;
 mod feed;
 mod job;
@@ -25,6 +26,7 @@ mod scan;
 mod selector;
 mod timeline;
 pub mod token;
+mod train;
 mod verify;
 mod walk;
 
@@ -41,11 +43,12 @@ use self::digests::Digests;
 pub use self::feed::{Change, Changes, FeedStart};
 pub use self::job::{Delete, DeleteOutcome, Hashed, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
-use self::open::Purpose;
+use self::open::{Opened, Purpose};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
+use self::train::Trainer;
 pub use self::verify::{
     Finding, FindingKind, Observer, RepairCounts, RepairReport, Stage, VerifyOptions,
     VerifyProgress, VerifyReport,
@@ -55,8 +58,8 @@ use crate::error::{Error, Reason, Result};
 pub use crate::key::NearCopies;
 use crate::key::Sequence;
 use crate::metrics::Metrics;
-use crate::record;
 pub use crate::record::ScrubResult;
+use crate::record::{self, Dictionaries};
 pub use crate::store::Direction;
 pub use crate::store::Requests;
 use crate::store::{Poison, Store};
@@ -76,18 +79,24 @@ struct Inner {
     queue_bytes: Arc<Semaphore>,
     committed: watch::Receiver<Sequence>,
     digests: Arc<Digests>,
+    dictionaries: Dictionaries,
+    /// Whether articles that come are compressed with a dictionary.
+    is_trained: watch::Receiver<bool>,
     near: NearCopies,
+    format: u8,
     follower: OnceLock<FollowState>,
     poison: Arc<Poison>,
 }
 
-/// The owner of the writer. Dropping it leaves the writer running until all handles are gone;
-/// closing it ends the archive in good order.
+/// The owner of the writer, and of the task that trains a dictionary. Dropping it leaves them running
+/// until all handles are gone; closing it ends the archive in good order.
 #[derive(Debug)]
 pub struct Guard {
     store: Arc<dyn Store>,
     stop: CancellationToken,
     writer: JoinHandle<()>,
+    training: CancellationToken,
+    trainer: Option<JoinHandle<()>>,
 }
 
 impl Archive {
@@ -127,7 +136,13 @@ impl Archive {
         limits: Limits,
         near: Option<NearCopies>,
     ) -> Result<(Self, Guard)> {
-        let (figures, near) = open::open(&*store, purpose, near).await?;
+        let Opened {
+            figures,
+            near,
+            format,
+            dictionaries,
+            is_untrained,
+        } = open::open(&*store, purpose, near).await?;
         let digests = Arc::new(Digests::default());
         let metrics = Arc::new(Metrics::default());
         let (queue, jobs) = mpsc::channel(limits.queue_articles_max);
@@ -138,15 +153,30 @@ impl Archive {
             Arc::clone(&store),
             limits,
             Arc::clone(&metrics),
-            (publish, Arc::clone(&digests)),
+            (publish, Arc::clone(&digests), dictionaries.clone()),
             (figures, near),
             Arc::clone(&poison),
         );
         let writer = tokio::spawn(writer.run(jobs, stop.clone()));
+        let (is_ready, is_trained) = watch::channel(dictionaries.current().is_some());
+        let trainer = Trainer {
+            store: Arc::clone(&store),
+            dictionaries: dictionaries.clone(),
+            records_min: limits.dictionary_records_min,
+            committed: committed.clone(),
+            queue: queue.downgrade(),
+            poison: Arc::clone(&poison),
+            is_ready,
+        };
+        let training = CancellationToken::new();
+        let may_train = is_untrained && purpose != Purpose::Repair;
+        let trainer = may_train.then(|| tokio::spawn(trainer.run(training.clone())));
         let guard = Guard {
             store: Arc::clone(&store),
             stop,
             writer,
+            training,
+            trainer,
         };
         let queue_bytes = Arc::new(Semaphore::new(limits.queue_bytes_max));
         let inner = Inner {
@@ -157,7 +187,10 @@ impl Archive {
             queue_bytes,
             committed,
             digests,
+            dictionaries,
+            is_trained,
             near,
+            format,
             follower: OnceLock::new(),
             poison,
         };
@@ -181,12 +214,13 @@ impl Archive {
         Ok(())
     }
 
-    /// Compresses an article and takes it apart for the indexes of this archive.
+    /// Compresses an article and takes it apart for the indexes of this archive. It can be stored in
+    /// no other one.
     ///
     /// # Errors
     /// `Internal` if the compressor fails.
     pub fn prepare(&self, article: Hashed) -> Result<Prepared> {
-        article.prepare(self.inner.near)
+        article.prepare(self.inner.near, &self.inner.dictionaries)
     }
 
     /// Stores one article, and returns when it would survive a power cut.
@@ -204,8 +238,14 @@ impl Archive {
     /// are stored in the order in which they are queued.
     ///
     /// # Errors
-    /// `WritesStopped` or `ShuttingDown` if the writer has ended.
+    /// `WritesStopped` or `ShuttingDown` if the writer has ended; `Internal` if another archive
+    /// prepared the article.
     pub async fn enqueue(&self, prepared: Prepared) -> Result<PendingPut> {
+        let dictionary = prepared.rows.dictionary();
+        if let Some(id) = dictionary.filter(|id| self.inner.dictionaries.get(*id).is_none()) {
+            let what = format!("dictionary {id}, which an article needs, is another archive's");
+            return Err(Error::new(Reason::Internal, what));
+        }
         let bytes = prepared
             .stored_bytes()
             .min(self.inner.limits.queue_bytes_max);
@@ -301,10 +341,27 @@ impl Archive {
         self.inner.near
     }
 
-    /// The format of the archive.
+    /// The format of the archive: the oldest one that says all that is in it.
     #[must_use]
-    pub const fn format(&self) -> u8 {
-        record::ARCHIVE_FORMAT
+    pub fn format(&self) -> u8 {
+        match self.inner.dictionaries.current() {
+            Some(_) => record::ARCHIVE_FORMAT,
+            None => self.inner.format,
+        }
+    }
+
+    /// Waits until what [`prepare`](Self::prepare) makes is compressed with a dictionary, which takes
+    /// as many records as the limit says, and a second.
+    ///
+    /// # Errors
+    /// `ShuttingDown` if the archive was closed, or gave it up, before.
+    pub async fn trained(&self) -> Result<()> {
+        let mut is_trained = self.inner.is_trained.clone();
+        let trained = is_trained.wait_for(|is_trained| *is_trained).await;
+        trained.map(drop).map_err(|_| {
+            let what = "no dictionary will be trained before the archive is opened again";
+            Error::new(Reason::ShuttingDown, what)
+        })
     }
 }
 
@@ -314,6 +371,13 @@ impl Guard {
     /// # Errors
     /// The first cause if a write failed before, or if the last sync fails.
     pub async fn close(self) -> Result<()> {
+        self.training.cancel();
+        if let Some(trainer) = self.trainer
+            && let Err(error) = trainer.await
+        {
+            // The archive is as good without a dictionary.
+            tracing::error!(%error, "the task that trains a dictionary panicked");
+        }
         self.stop.cancel();
         let writer = self.writer.await.map_err(|panic| {
             Error::new(Reason::Internal, "the writer task panicked").with_source(panic)

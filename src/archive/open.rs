@@ -4,11 +4,12 @@
 
 use super::backup::ArchiveId;
 use super::commit::{self, Figures};
+use super::dictionaries;
 use super::reader::short_answer;
 use super::walk::{LogWalk, Pace};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, IndexFacts, NearCopies, Sequence, meta};
-use crate::record::{self, ARCHIVE_FORMAT, Content, Totals};
+use crate::record::{self, ARCHIVE_FORMAT, ARCHIVE_FORMAT_PLAIN, Content, Dictionaries, Totals};
 use crate::store::{Direction, Durability, Scan, Store};
 
 /// What an archive is opened for.
@@ -23,14 +24,34 @@ pub(super) enum Purpose {
     Restore,
 }
 
-/// Opens an archive, or begins one in an empty store. Returns its figures, and whether it can be
-/// asked for near copies: as `near` says, or as it was.
+/// An archive that was found as it has to be.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) figures: Figures,
+    /// Whether it can be asked for near copies.
+    pub(super) near: NearCopies,
+    pub(super) format: u8,
+    pub(super) dictionaries: Dictionaries,
+    /// Whether it has no dictionary, not even a damaged one, and may get one.
+    pub(super) is_untrained: bool,
+}
+
+/// Opens an archive, or begins one in an empty store. It can be asked for near copies as `near` says,
+/// or as it was.
 pub(super) async fn open(
     store: &dyn Store,
     purpose: Purpose,
     near: Option<NearCopies>,
-) -> Result<(Figures, NearCopies)> {
-    let of_new = near.unwrap_or(NearCopies::On);
+) -> Result<Opened> {
+    // Before anything reads a record.
+    let kept = dictionaries::kept(store).await?;
+    let dictionaries = dictionaries::usable(&kept);
+    let of_new = if kept.is_empty() {
+        ARCHIVE_FORMAT_PLAIN
+    } else {
+        ARCHIVE_FORMAT
+    };
+    let of_new = (of_new, near.unwrap_or(NearCopies::On));
     let figures = figures(store, purpose, of_new).await?;
     let keys = vec![meta::format(), meta::near_copies()];
     let values = store.get_many(keys).await?;
@@ -46,15 +67,28 @@ pub(super) async fn open(
         had => had.unwrap_or_default(),
     };
     let near = near.or(had).unwrap_or(NearCopies::On);
-    if record::decode_format(format)? != ARCHIVE_FORMAT || had != Some(near) {
-        write_digests(store, figures.next - 1, near).await?;
+    let mut format = record::decode_format(format)?;
+    if format < ARCHIVE_FORMAT_PLAIN || had != Some(near) {
+        format = format.max(ARCHIVE_FORMAT_PLAIN);
+        write_digests(store, figures.next - 1, (format, near), &dictionaries).await?;
     }
-    Ok((figures, near))
+    Ok(Opened {
+        figures,
+        near,
+        format,
+        dictionaries,
+        is_untrained: kept.is_empty(),
+    })
 }
 
 /// Writes the values of table `d` anew, from the log. Until that is done the archive has no word on
 /// whether it can be asked for near copies, so that after an interruption the next open does it again.
-async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> Result<()> {
+async fn write_digests(
+    store: &dyn Store,
+    last: Sequence,
+    (format, near): (u8, NearCopies),
+    dictionaries: &Dictionaries,
+) -> Result<()> {
     if last > 0 {
         tracing::info!(articles = last, "writing the digests of all articles anew");
     }
@@ -65,7 +99,7 @@ async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> R
     while let Some(step) = walk.next(&mut pace).await? {
         let mut rows = Vec::new();
         for raw in step.records {
-            match raw.decode() {
+            match raw.decode(dictionaries) {
                 Ok(record) => {
                     if let Content::Article(article) = &record.content {
                         let facts = IndexFacts::of(article, record.id, near);
@@ -79,12 +113,16 @@ async fn write_digests(store: &dyn Store, last: Sequence, near: NearCopies) -> R
         let batch = commit::digests_batch(rows);
         store.write(batch, Durability::Buffered).await?;
     }
-    let batch = commit::format_batch(near);
+    let batch = commit::format_batch(format, near);
     store.write(batch, Durability::Synced).await
 }
 
 /// Reads the figures of an archive, or begins one in an empty store.
-async fn figures(store: &dyn Store, purpose: Purpose, of_new: NearCopies) -> Result<Figures> {
+async fn figures(
+    store: &dyn Store,
+    purpose: Purpose,
+    (format, of_new): (u8, NearCopies),
+) -> Result<Figures> {
     let (archive_id, next, near) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
         Ok(None) => (random_id()?, 1, Some(of_new)),
@@ -100,7 +138,7 @@ async fn figures(store: &dyn Store, purpose: Purpose, of_new: NearCopies) -> Res
         next,
         totals: Totals::default(),
     };
-    let batch = commit::first_batch(archive_id, figures, near);
+    let batch = commit::first_batch(archive_id, figures, (format, near));
     store.write(batch, Durability::Synced).await?;
     Ok(figures)
 }

@@ -388,7 +388,8 @@ impl Archive {
     }
 
     pub(super) fn reader(&self) -> Reader<'_> {
-        Reader::new(&*self.inner.store, &self.inner.metrics)
+        let inner = &self.inner;
+        Reader::new(&*inner.store, &inner.metrics, &inner.dictionaries)
     }
 
     /// Reads one chunk.

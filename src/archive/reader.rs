@@ -8,7 +8,7 @@ use crate::article::ContentHash;
 use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::metrics::Metrics;
-use crate::record::{self, HashEntry, Record};
+use crate::record::{self, Dictionaries, HashEntry, Record};
 use crate::store::{Chunk, Scan, Store};
 
 /// How many records are fetched at a time: of each at first one row of up to 64 KiB.
@@ -16,6 +16,9 @@ pub(super) const FETCH_RECORDS: usize = 64;
 
 /// What to do about a damaged record.
 const SET_ASIDE: &str = "set it aside with `pressmark verify --repair`, then heal it from a backup";
+
+/// What to do about a lost dictionary.
+pub(super) const RESTORE: &str = "restore the archive from a backup into a new folder";
 
 /// The first key behind a key.
 pub(super) fn behind(key: &[u8]) -> Vec<u8> {
@@ -39,11 +42,24 @@ pub(super) fn advance(range: &mut Range<Vec<u8>>, chunk: &Chunk) -> bool {
 pub(super) struct Reader<'a> {
     store: &'a dyn Store,
     metrics: &'a Metrics,
+    dictionaries: &'a Dictionaries,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(store: &'a dyn Store, metrics: &'a Metrics) -> Self {
-        Self { store, metrics }
+    pub(super) fn new(
+        store: &'a dyn Store,
+        metrics: &'a Metrics,
+        dictionaries: &'a Dictionaries,
+    ) -> Self {
+        Self {
+            store,
+            metrics,
+            dictionaries,
+        }
+    }
+
+    pub(super) fn dictionaries(&self) -> &'a Dictionaries {
+        self.dictionaries
     }
 
     pub(super) fn store(&self) -> &'a dyn Store {
@@ -132,7 +148,8 @@ impl<'a> Reader<'a> {
                 return error;
             }
             self.damaged(&error);
-            error.with_advice(SET_ASIDE)
+            let is_lost = error.reason() == Reason::DictionaryLost;
+            error.with_advice(if is_lost { RESTORE } else { SET_ASIDE })
         })?;
         self.metrics.read.inc();
         Ok(record)
@@ -145,7 +162,7 @@ impl<'a> Reader<'a> {
         } else {
             self.rows(sequence, row_count).await?
         };
-        record::decode(sequence, &rows)
+        record::decode(sequence, &rows, self.dictionaries)
     }
 
     fn lost(&self, sequence: Sequence) -> Error {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::reader::{advance, short_answer};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence};
-use crate::record::{self, Record};
+use crate::record::{self, Dictionaries, Record};
 use crate::store::{Direction, Row, Scan, Store};
 
 /// Rows and bytes that one step of a walk reads.
@@ -134,7 +134,7 @@ impl RawRecord {
     }
 
     /// Proves the record.
-    pub(super) fn decode(&self) -> Result<Record> {
+    pub(super) fn decode(&self, dictionaries: &Dictionaries) -> Result<Record> {
         let mut rows = Vec::with_capacity(self.rows.len());
         for (expected, (row, value)) in (0_u16..).zip(&self.rows) {
             if *row != expected {
@@ -143,7 +143,7 @@ impl RawRecord {
             }
             rows.push(value.clone());
         }
-        record::decode(self.sequence, &rows)
+        record::decode(self.sequence, &rows, dictionaries)
     }
 }
 

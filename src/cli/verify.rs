@@ -119,6 +119,8 @@ fn kind_word(kind: proto::VerifyFindingKind) -> &'static str {
         proto::VerifyFindingKind::RowMissing => "row missing",
         proto::VerifyFindingKind::RowStray => "row stray",
         proto::VerifyFindingKind::FiguresWrong => "figures wrong",
+        proto::VerifyFindingKind::DictionaryDamaged => "dictionary damaged",
+        proto::VerifyFindingKind::DictionaryLost => "dictionary lost",
         proto::VerifyFindingKind::StoreDamaged => "store damaged",
     }
 }
@@ -155,7 +157,7 @@ fn summary_text(summary: &proto::VerifySummary) -> String {
 
 fn repair_text(repair: &proto::VerifyRepair) -> String {
     format!(
-        "repaired: {} records set aside, {} halves of deletes rebuilt, {} rows added, {} rows removed",
+        "repaired: {} records set aside, {} halves of deletes and copies of dictionaries rebuilt, {} rows added, {} rows removed",
         repair.quarantined_count(),
         repair.rebuilt_count(),
         repair.added_count(),

@@ -10,6 +10,7 @@
 //! m  scrub           finished:12 (as archived_at of a record)  duration ms:8  records:8  findings:8
 //! m  next_sequence   sequence:8
 //! m  totals          articles:8  deleted:8  text bytes:8  stored bytes:8
+//! m  dictionary/{id}/0 and /1: the two copies of a dictionary, see `record/dictionary.rs`
 //! m  source/{name}   articles:8  first date:12  last date:12   (times as in keys)
 //! ```
 
@@ -17,9 +18,13 @@ use crate::article::{ContentHash, SKETCH_BYTES, Sketch, Timestamp};
 use crate::error::{Error, Reason, Result};
 use crate::key::{IndexFacts, NearCopies, Sequence, SortTime, TABLE_DATE};
 
-/// The format of archives that this version writes. It reads those of format 1 as well, whose table
-/// `d` has no values, and brings them to this one when it opens them.
-pub const ARCHIVE_FORMAT: u8 = 2;
+/// The format of archives that have a dictionary: an older version would take the records that name
+/// it for damaged.
+pub const ARCHIVE_FORMAT: u8 = 3;
+
+/// The format of archives that have none yet. Those of format 1, whose table `d` has no values, are
+/// brought to this one when they are opened.
+pub const ARCHIVE_FORMAT_PLAIN: u8 = 2;
 
 /// What became of an article.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,11 @@ fn article(body: String) -> Article {
 }
 
 fn encoded(article: &Article) -> Vec<Bytes> {
-    let rows = encode_article(article.id(), time(), &article.render()).unwrap();
+    encoded_with(article, &Dictionaries::default())
+}
+
+fn encoded_with(article: &Article, dictionaries: &Dictionaries) -> Vec<Bytes> {
+    let rows = encode_article(article.id(), time(), &article.render(), dictionaries).unwrap();
     rows.into_values().into_iter().map(Bytes::from).collect()
 }
 
@@ -68,7 +72,7 @@ fn records_of_every_size_come_back_whole() {
                 usize::from(extent(7, &rows[0]).unwrap().row_count),
                 rows.len()
             );
-            let record = decode(7, &rows).unwrap();
+            let record = decode(7, &rows, &Dictionaries::default()).unwrap();
             assert_eq!(record.id, article.id());
             assert_eq!(record.archived_at, time());
             assert_eq!(record.content, Content::Article(article));
@@ -89,7 +93,7 @@ fn a_delete_makes_two_records_that_name_each_other() {
     let halves = encode_delete(id, time(), "withdrawn", 3, 9).unwrap();
     let [deletion, tombstone] = halves.map(|rows| {
         let rows: Vec<Bytes> = rows.into_values().into_iter().map(Bytes::from).collect();
-        decode(1, &rows).unwrap()
+        decode(1, &rows, &Dictionaries::default()).unwrap()
     });
     let reason = "withdrawn".to_owned();
     assert_eq!(
@@ -111,7 +115,7 @@ fn a_delete_makes_two_records_that_name_each_other() {
 
 #[track_caller]
 fn check_damaged(rows: &[Bytes]) {
-    let error = decode(7, rows).unwrap_err();
+    let error = decode(7, rows, &Dictionaries::default()).unwrap_err();
     assert_eq!(error.reason(), Reason::RecordDamaged, "{error}");
     assert!(error.message().contains("log record 7"), "{error}");
 }
@@ -137,7 +141,123 @@ fn every_flipped_bit_is_found() {
     }
 }
 
+/// A dictionary of texts that share what the seed says, and a set of it alone.
+fn trained(seed: &str) -> Dictionaries {
+    let sample = |n: usize| {
+        let word = noise(n % 7 + 9);
+        article(format!("{seed} says {word} of {n}, and {seed} is not {word}. ").repeat(4)).render()
+    };
+    let samples: Vec<String> = (0..100).map(sample).collect();
+    let lengths: Vec<usize> = samples.iter().map(String::len).collect();
+    let dictionary = Dictionary::train(samples.concat().as_bytes(), &lengths).unwrap();
+    let dictionaries = Dictionaries::default();
+    dictionaries.add(dictionary.into());
+    dictionaries
+}
+
+#[test]
+fn records_with_and_without_dictionaries_do_not_mix() {
+    let sets = ["alpha", "omega"].map(trained);
+    let ids = sets.each_ref().map(|set| set.current().unwrap().id());
+    assert_ne!(ids[0], ids[1]);
+    for size in [0, 1, 40, 4000, ROW_BYTES_MAX * 2] {
+        let article = article(format!("alpha says this of omega. {}", noise(size)));
+        let plain = encoded(&article);
+        let made = sets.each_ref().map(|set| encoded_with(&article, set));
+        for (rows, (set, other)) in made.iter().zip([(0, 1), (1, 0)]) {
+            assert!(rows.concat().len() < plain.concat().len() + 8);
+            assert_eq!(peek_dictionary(&rows[0]), Some(ids[set]));
+            assert!(rows.iter().all(|row| row.len() <= ROW_BYTES_MAX));
+            let record = decode(7, rows, &sets[set]).unwrap();
+            assert_eq!(record.content, Content::Article(article.clone()));
+            // Any other set, and then one that has it again.
+            for set in [&sets[other], &Dictionaries::default()] {
+                let error = decode(7, rows, set).unwrap_err();
+                assert_eq!(error.reason(), Reason::DictionaryLost);
+                let parts = [
+                    peek_dictionary(&rows[0]).unwrap().to_string(),
+                    "record 7".into(),
+                ];
+                for part in parts {
+                    assert!(error.message().contains(&part), "{error}");
+                }
+                // The thread decodes what needs none, whatever came before.
+                let record = decode(7, &plain, set).unwrap();
+                assert_eq!(record.content, Content::Article(article.clone()));
+            }
+            assert!(decode(7, rows, &sets[set]).is_ok());
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_is_damage_and_no_lost_dictionary() {
+    let set = trained("alpha");
+    let rows = encoded_with(&article("alpha says nothing".into()), &set);
+    for bit in 0..rows[0].len() * 8 {
+        let mut row = rows[0].to_vec();
+        row[bit / 8] ^= 1 << (bit % 8);
+        let error = decode(7, &[row.into()], &set).unwrap_err();
+        assert_eq!(error.reason(), Reason::RecordDamaged, "{error}");
+    }
+}
+
+/// One sample more can change the tables of a dictionary alone, of which zstd's own id says nothing.
+#[test]
+fn dictionaries_that_differ_have_different_ids() {
+    let sample = |n: usize| format!("One of {} cases, and {n} of those, go on. ", n % 7).repeat(9);
+    let train = |count| {
+        let samples: Vec<String> = (0..count).map(sample).collect();
+        let lengths: Vec<usize> = samples.iter().map(String::len).collect();
+        Dictionary::train(samples.concat().as_bytes(), &lengths).unwrap()
+    };
+    let mut known = std::collections::BTreeMap::new();
+    for count in 80..120 {
+        let dictionary = train(count);
+        assert_eq!(dictionary.id(), train(count).id(), "the same samples");
+        assert!((1 << 15..1 << 31).contains(&dictionary.id()));
+        let bytes = known
+            .entry(dictionary.id())
+            .or_insert(dictionary.bytes().to_vec());
+        assert_eq!(bytes, dictionary.bytes(), "one id, one dictionary");
+    }
+    assert!(known.len() > 1);
+}
+
+#[test]
+fn copies_of_a_dictionary_prove_themselves() {
+    let dictionary = trained("alpha").current().unwrap();
+    let copy = dictionary.encode();
+    assert!(copy.len() <= ROW_BYTES_MAX);
+    let read = Dictionary::decode(dictionary.id(), &copy).unwrap();
+    assert_eq!(
+        (read.id(), read.bytes()),
+        (dictionary.id(), dictionary.bytes())
+    );
+    assert!(Dictionary::decode(dictionary.id() ^ 1, &copy).is_err());
+    for bit in (0..copy.len() * 8).step_by(7) {
+        let mut wrong = copy.clone();
+        wrong[bit / 8] ^= 1 << (bit % 8);
+        assert!(
+            Dictionary::decode(dictionary.id(), &wrong).is_err(),
+            "{bit}"
+        );
+    }
+    for length in [0, 1, 15, 16, 24, copy.len() - 1] {
+        assert!(Dictionary::decode(dictionary.id(), &copy[..length]).is_err());
+    }
+}
+
 proptest! {
+    #[test]
+    fn any_body_comes_back_with_a_dictionary(body in "(alpha |says |\\PC){0,200}") {
+        thread_local!(static SET: Dictionaries = trained("alpha"));
+        let set = SET.with(Clone::clone);
+        let article = article(body);
+        let rows = encoded_with(&article, &set);
+        prop_assert_eq!(decode(1, &rows, &set).unwrap().content, Content::Article(article));
+    }
+
     #[test]
     fn any_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), as_format in any::<bool>()) {
         let mut bytes = bytes;
@@ -145,6 +265,6 @@ proptest! {
             *first = FORMAT;
         }
         prop_assert!(extent(1, &bytes).map_or(true, |extent| extent.row_count <= 50));
-        prop_assert!(decode(1, &[bytes.into()]).is_err());
+        prop_assert!(decode(1, &[bytes.into()], &Dictionaries::default()).is_err());
     }
 }

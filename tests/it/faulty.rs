@@ -44,7 +44,7 @@ pub enum Fault {
     Synced,
 }
 
-const FAULTS: [Fault; 3] = [Fault::Lost, Fault::NotSynced, Fault::Synced];
+pub const FAULTS: [Fault; 3] = [Fault::Lost, Fault::NotSynced, Fault::Synced];
 
 /// A store in memory with a second image of what is durable.
 #[derive(Debug)]

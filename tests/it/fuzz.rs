@@ -17,7 +17,9 @@ use pressmark::article::{Article, ContentHash};
 use pressmark::error::{Kind, Reason};
 use pressmark::format::write::{Compression, Writer};
 use pressmark::format::{self, Counter, Format, Mapping, markdown};
-use pressmark::record::{self, EntryState, HashEntry, ScrubResult, SourceStats, Totals};
+use pressmark::record::{
+    self, Dictionaries, Dictionary, EntryState, HashEntry, ScrubResult, SourceStats, Totals,
+};
 use pressmark::rpc::{DESCRIPTORS, proto};
 use prost::Message;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -245,15 +247,19 @@ const CHECKSUM: std::ops::Range<usize> = 3..11;
 
 #[test]
 fn record_of_the_log() {
+    let dictionaries = crate::dictionary::dictionaries();
     let mut valid = Vec::new();
     for n in 1..5 {
-        let article = article(n);
+        let article = Article::new(crate::dictionary::worded(n)).unwrap();
         let (id, text) = (article.id(), article.render());
-        let rows = record::encode_article(id, time(1), &text).unwrap();
-        valid.push(rows.into_values().concat());
+        for dictionaries in [&Dictionaries::default(), &dictionaries] {
+            let rows = record::encode_article(id, time(1), &text, dictionaries).unwrap();
+            valid.push(rows.into_values().concat());
+        }
     }
     let text = noise(1, 2000);
-    let rows = record::encode_article(ContentHash::of(text.as_bytes()), time(2), &text).unwrap();
+    let id = ContentHash::of(text.as_bytes());
+    let rows = record::encode_article(id, time(2), &text, &dictionaries).unwrap();
     valid.push(rows.into_values().concat());
     for rows in record::encode_delete(article(1).id(), time(3), "unwanted", 1, 9).unwrap() {
         valid.push(rows.into_values().concat());
@@ -277,7 +283,7 @@ fn record_of_the_log() {
         let rows: Vec<Bytes> = rows.collect();
         // The text, the article of it, and what the decompressor needs.
         let bytes_max = times(8, bytes.len()) + times(4, text_bytes_max);
-        let decoded = bounded(bytes_max, || record::decode(7, &rows));
+        let decoded = bounded(bytes_max, || record::decode(7, &rows, &dictionaries));
         if let Some(first) = rows.first() {
             let head = (record::extent(7, first), record::peek_id(7, first));
             assert!(decoded.is_err() || head.0.is_ok() && head.1.is_ok());
@@ -297,7 +303,30 @@ fn record_of_the_log() {
                 true
             }
             Err(error) => {
-                assert_eq!(error.reason(), Reason::RecordDamaged, "{error}");
+                let reasons = [Reason::RecordDamaged, Reason::DictionaryLost];
+                assert!(reasons.contains(&error.reason()), "{error}");
+                false
+            }
+        }
+    });
+}
+
+#[test]
+fn copy_of_a_dictionary() {
+    let dictionary = crate::dictionary::dictionaries().current().unwrap();
+    let valid = vec![dictionary.encode()];
+    fuzz("copy of a dictionary", |input| {
+        let mut source = Source(input);
+        let bytes = mutate(&valid, &mut source);
+        // The copy itself, and what zstd prepares from it.
+        let bytes_max = times(8, bytes.len()) + 1024 * 1024;
+        match bounded(bytes_max, || Dictionary::decode(dictionary.id(), &bytes)) {
+            Ok(read) => {
+                assert_eq!(read.bytes(), dictionary.bytes());
+                true
+            }
+            Err(error) => {
+                assert_eq!(error.reason(), Reason::IndexDamaged, "{error}");
                 false
             }
         }

@@ -1,15 +1,15 @@
 //! Data that earlier versions wrote: it opens, and holds what was put into it.
 //!
 //! `tests/data/format-1` is a sled archive of format 1, `tests/data/format-1.pmb` a backup of it, and
-//! `tests/data/format-2` an archive of format 2, whose backups are the same. They are never written
-//! again; a new format adds files beside them.
+//! `tests/data/format-2` an archive of format 2, and `tests/data/format-3` one with a dictionary. The
+//! backups of all are the same. They are never written again; a new format adds files beside them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pressmark::archive::PutOutcome;
 use pressmark::archive::backup::Chain;
+use pressmark::archive::{Archive, Limits, PutOutcome};
 use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::Reason;
 use pressmark::key;
@@ -22,6 +22,7 @@ use prost_types::{
 };
 
 use crate::backup::{check_same_articles, restored};
+use crate::dictionary::{put_worded, worded};
 use crate::support::{
     Engine, TestArchive, TestResult, article, copy_folder, fields, noise, prepared, time,
 };
@@ -38,7 +39,24 @@ fn data(name: &str) -> PathBuf {
 
 /// One of everything that a log can hold. Returns the deleted ids.
 async fn filled(engine: Engine) -> (TestArchive, Vec<ContentHash>) {
-    let archive = TestArchive::open(engine).await;
+    filled_with(engine, Limits::default()).await
+}
+
+/// The same, and articles from before and after it has a dictionary.
+async fn trained(engine: Engine) -> (TestArchive, Vec<ContentHash>) {
+    let limits = Limits {
+        dictionary_records_min: 40,
+        ..Limits::default()
+    };
+    let (archive, deleted) = filled_with(engine, limits).await;
+    archive.put_all((100..140).map(worded)).await;
+    archive.trained().await.unwrap();
+    put_worded(&archive, 140..160).await.unwrap();
+    (archive, deleted)
+}
+
+async fn filled_with(engine: Engine, limits: Limits) -> (TestArchive, Vec<ContentHash>) {
+    let archive = TestArchive::with_limits(engine, limits).await;
     let large = ArticleFields {
         body: noise(1, 150_000),
         ..fields(5)
@@ -73,8 +91,10 @@ async fn filled(engine: Engine) -> (TestArchive, Vec<ContentHash>) {
 }
 
 /// Checks that an archive holds what is expected, and takes more.
-async fn check(archive: &pressmark::archive::Archive) -> TestResult {
-    let (expected, deleted) = filled(Engine::Memory).await;
+async fn check(
+    archive: &Archive,
+    (expected, deleted): (TestArchive, Vec<ContentHash>),
+) -> TestResult {
     check_same_articles(&expected, archive, &deleted).await;
     let again = archive.put(prepared(&article(1))).await?;
     assert_eq!((again.outcome, again.sequence), (PutOutcome::Duplicate, 1));
@@ -84,49 +104,73 @@ async fn check(archive: &pressmark::archive::Archive) -> TestResult {
     expected.finish().await
 }
 
-async fn check_opens(format: &str) -> TestResult {
+async fn check_opens(
+    format: &str,
+    expected: (TestArchive, Vec<ContentHash>),
+) -> Result<u8, Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     copy_folder(&data(format), &folder.path().join("archive"))?;
     // It is brought to the newest format, and opens as that the second time.
     for _ in 0..2 {
         let store = Engine::Sled.open(folder.path()).await?;
-        let limits = pressmark::archive::Limits::default();
-        let (archive, guard) = pressmark::archive::Archive::open(store, limits).await?;
+        let (archive, guard) = Archive::open(store, Limits::default()).await?;
         crate::server::check(&archive).await;
         drop(archive);
         guard.close().await?;
     }
     let store = Engine::Sled.open(folder.path()).await?;
-    let limits = pressmark::archive::Limits::default();
-    let (archive, guard) = pressmark::archive::Archive::open(store, limits).await?;
-    check(&archive).await?;
+    let (archive, guard) = Archive::open(store, Limits::default()).await?;
+    check(&archive, expected).await?;
+    let format = archive.format();
     drop(archive);
-    Ok(guard.close().await?)
+    guard.close().await?;
+    Ok(format)
 }
 
 #[tokio::test]
 async fn an_archive_of_format_1_opens() -> TestResult {
-    check_opens("format-1").await
+    let format = check_opens("format-1", filled(Engine::Memory).await).await?;
+    assert_eq!(format, 2);
+    Ok(())
 }
 
 #[tokio::test]
 async fn an_archive_of_format_2_opens() -> TestResult {
-    if let Some(folder) = std::env::var_os(WRITE_TO) {
-        let folder = PathBuf::from(folder);
-        let (archive, _) = filled(Engine::Sled).await;
-        let place = archive.folder().join("archive");
-        let kept = archive.close_and_keep().await?;
-        copy_folder(&place, &folder.join("format-2"))?;
-        drop(kept);
-    }
-    check_opens("format-2").await
+    keep(filled, "format-2").await?;
+    let format = check_opens("format-2", filled(Engine::Memory).await).await?;
+    assert_eq!(format, 2);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_archive_of_format_3_opens() -> TestResult {
+    keep(trained, "format-3").await?;
+    let format = check_opens("format-3", trained(Engine::Memory).await).await?;
+    assert_eq!(format, 3);
+    Ok(())
+}
+
+/// Writes data where the variable says, if it is set.
+async fn keep(
+    fill: impl AsyncFn(Engine) -> (TestArchive, Vec<ContentHash>),
+    name: &str,
+) -> TestResult {
+    let Some(folder) = std::env::var_os(WRITE_TO) else {
+        return Ok(());
+    };
+    let (archive, _) = fill(Engine::Sled).await;
+    let place = archive.folder().join("archive");
+    let kept = archive.close_and_keep().await?;
+    copy_folder(&place, &PathBuf::from(folder).join(name))?;
+    drop(kept);
+    Ok(())
 }
 
 #[tokio::test]
 async fn a_backup_of_format_1_restores() -> TestResult {
     let chain = Chain::read(&[data("format-1.pmb")])?;
     let (archive, guard) = restored(Arc::new(MemoryStore::new()), &chain).await;
-    check(&archive).await?;
+    check(&archive, filled(Engine::Memory).await).await?;
     drop(archive);
     Ok(guard.close().await?)
 }

@@ -153,6 +153,12 @@ impl TestArchive {
         Self::on(engine, limits, store, folder).await
     }
 
+    /// The same, with other limits.
+    pub async fn reopen_limited(self, limits: Limits) -> Self {
+        let (engine, _, store, folder) = self.reopened_store().await;
+        Self::on(engine, limits, store, folder).await
+    }
+
     /// The same, with near copies or without.
     pub async fn reopen_with(self, near: NearCopies) -> Self {
         let (engine, limits, store, folder) = self.reopened_store().await;

@@ -5,7 +5,7 @@ use pressmark::article::{ArticleFields, ContentHash};
 use pressmark::error::{Error, Kind, Reason};
 use pressmark::key::{self, IndexFacts, NearCopies, ShortHash, SortTime, meta};
 use pressmark::record::{EntryState, HashEntry, SourceStats, Totals};
-use pressmark::store::{Batch, Change, Direction, Durability};
+use pressmark::store::{Batch, Change, Direction, Durability, Store};
 
 use crate::support::{
     Engine, SOURCES, TestArchive, TestResult, article, articles_max, fields, noise, time,
@@ -60,6 +60,11 @@ pub async fn read(archive: &TestArchive, key: &[u8]) -> Vec<u8> {
 }
 
 pub async fn write(archive: &TestArchive, changes: impl IntoIterator<Item = Change>) {
+    write_to(archive.store(), changes).await;
+}
+
+/// The same, while no archive is open on the store.
+pub async fn write_to(store: &dyn Store, changes: impl IntoIterator<Item = Change>) {
     let mut batch = Batch::new();
     for change in changes {
         match change {
@@ -67,11 +72,7 @@ pub async fn write(archive: &TestArchive, changes: impl IntoIterator<Item = Chan
             Change::Remove(key) => batch.remove(key),
         }
     }
-    archive
-        .store()
-        .write(batch, Durability::Buffered)
-        .await
-        .unwrap();
+    store.write(batch, Durability::Buffered).await.unwrap();
 }
 
 /// Makes changes, checks that verify has findings, one of which holds all parts and names the

@@ -132,7 +132,7 @@ impl LogReader {
     }
 
     async fn prove(&self, raw: &RawRecord) -> Result<Record> {
-        match raw.decode() {
+        match raw.decode(&self.archive.inner.dictionaries) {
             Ok(record) => Ok(record),
             // A delete may have come between the rows of a large record.
             Err(_) => self.archive.reader().record(raw.sequence).await,

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::decode::Decoder;
 use super::follow::{PART_ENDING, SEGMENT_ENDING};
 use super::format::{ArchiveId, Entry, FRAME_HEAD_BYTES, HEADER_BYTES, Header, PREFIX_BYTES};
-use crate::archive::job::{Job, Prepared};
+use crate::archive::job::{Hashed, Job, Prepared};
 use crate::archive::open::Purpose;
 use crate::archive::{Archive, Guard, Limits, writer_ended};
 use crate::article::ContentHash;
@@ -378,7 +378,7 @@ impl Archive {
         let mut step = Vec::new();
         let mut bytes = 0;
         for entry in new {
-            let restored = prepare(entry)?;
+            let restored = self.prepare_entry(entry)?;
             let is_alone = matches!(&restored, Restored::Other(_));
             if let Restored::Article(prepared) = &restored {
                 bytes += prepared.stored_bytes();
@@ -423,6 +423,27 @@ impl Archive {
         Ok(())
     }
 
+    fn prepare_entry(&self, entry: Entry) -> Result<Restored> {
+        let Record {
+            id,
+            archived_at,
+            content,
+        } = entry.record;
+        match content {
+            Content::Article(article) => {
+                let prepared = self.prepare(Hashed::new(article, archived_at, Some(id))?)?;
+                Ok(Restored::Article(Box::new(prepared)))
+            }
+            content @ (Content::Deletion { .. }
+            | Content::Tombstone { .. }
+            | Content::Quarantine { .. }) => Ok(Restored::Other(Box::new(Record {
+                id,
+                archived_at,
+                content,
+            }))),
+        }
+    }
+
     async fn step(&self, step: RestoreStep) -> Result<()> {
         let (done, result) = oneshot::channel();
         self.send(Job::Restore(step, done)).await?;
@@ -433,25 +454,4 @@ impl Archive {
 /// Whether two records can be of one article: one that was set aside may have lost its id.
 pub(in crate::archive) fn may_be_same(one: ContentHash, other: ContentHash) -> bool {
     one == other || [one, other].contains(&record::UNKNOWN_ID)
-}
-
-fn prepare(entry: Entry) -> Result<Restored> {
-    let Record {
-        id,
-        archived_at,
-        content,
-    } = entry.record;
-    match content {
-        Content::Article(article) => {
-            let prepared = Prepared::new(article, archived_at, Some(id))?;
-            Ok(Restored::Article(Box::new(prepared)))
-        }
-        content @ (Content::Deletion { .. }
-        | Content::Tombstone { .. }
-        | Content::Quarantine { .. }) => Ok(Restored::Other(Box::new(Record {
-            id,
-            archived_at,
-            content,
-        }))),
-    }
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::super::dictionaries;
 use super::super::reader::{Reader, advance, short_answer};
 use super::super::verify::{Apply, Mend, Repair, RepairCounts, Snapshot, StoredFigures};
 use super::plan::put_rows;
 use super::{Figures, Writer};
 use crate::article::Timestamp;
-use crate::error::Result;
-use crate::key::{self, Sequence, meta};
-use crate::record::{self, ScrubResult, SourceStats, Totals};
+use crate::error::{Error, Reason, Result};
+use crate::key::meta::{self, DICTIONARY_COPIES};
+use crate::key::{self, Sequence};
+use crate::record::{self, Dictionary, ScrubResult, SourceStats, Totals};
 use crate::store::{Batch, Direction, Durability, Poison, Scan, Store};
 
 /// Sources that are read at a time.
@@ -93,8 +95,9 @@ impl Writer {
     pub(super) async fn repair(&mut self, now: Timestamp) -> Result<RepairCounts> {
         let store = Arc::clone(&self.store);
         let metrics = Arc::clone(&self.metrics);
+        let dictionaries = self.dictionaries.clone();
         let mut repair = Repair {
-            reader: Reader::new(&*store, &metrics),
+            reader: Reader::new(&*store, &metrics, &dictionaries),
             last: self.figures.next - 1,
             near: self.near,
             now,
@@ -112,6 +115,26 @@ impl Writer {
         self.figures = figures;
         self.committed.send_replace(figures.next - 1);
         Ok(counts)
+    }
+
+    /// Keeps a new dictionary, and only then gives it out. From now on older versions would take
+    /// records for damaged, so the format says so from the same moment on.
+    pub(super) async fn keep_dictionary(&mut self, dictionary: Arc<Dictionary>) -> Result<()> {
+        self.poison.check()?;
+        let id = dictionary.id();
+        if dictionaries::kept(&*self.store).await?.contains_key(&id) {
+            let what = format!("dictionary {id} is there already, and none is written twice");
+            return Err(Error::new(Reason::Internal, what));
+        }
+        let mut batch = Batch::new();
+        for copy in 0..DICTIONARY_COPIES {
+            batch.put(meta::dictionary(id, copy), dictionary.encode());
+        }
+        batch.put(meta::format(), vec![record::ARCHIVE_FORMAT]);
+        let written = self.store.write(batch, Durability::Synced).await;
+        written.inspect_err(|error| self.poison.set(error))?;
+        self.dictionaries.add(dictionary);
+        Ok(())
     }
 
     /// Remembers how the last scrub went.

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use super::super::backup::{RestoreStep, Restored, may_be_same};
-use super::super::reader::Reader;
 use super::Writer;
 use super::plan::{Plan, put_rows};
 use crate::article::ContentHash;
@@ -92,7 +91,7 @@ impl Writer {
             Content::Quarantine { state, reason } => {
                 let rows = record::encode_quarantine(id, archived_at, state, &reason)?;
                 put_rows(&mut plan.batch, sequence, rows)?;
-                let reader = Reader::new(&*self.store, &self.metrics);
+                let reader = self.reader();
                 if id != UNKNOWN_ID && reader.entry(&id).await?.is_none() {
                     put_entry(&mut plan, &id, sequence, state);
                 }
@@ -113,7 +112,7 @@ impl Writer {
     /// Sets aside what is stored of an article that comes again at a later sequence: in the archive
     /// that the backups are of, its record was damaged, set aside and healed between two of them.
     async fn displace(&mut self, id: ContentHash) -> Result<()> {
-        let reader = Reader::new(&*self.store, &self.metrics);
+        let reader = self.reader();
         let Some(entry) = reader.entry(&id).await? else {
             return Ok(());
         };
@@ -136,7 +135,7 @@ impl Writer {
 
     /// Checks that a deletion means the article that is at its place.
     async fn check_deleted(&self, article: Sequence, id: ContentHash) -> Result<()> {
-        let reader = Reader::new(&*self.store, &self.metrics);
+        let reader = self.reader();
         let found = record::peek_id(article, &reader.head(article).await?)?;
         if may_be_same(found, id) {
             return Ok(());
@@ -151,7 +150,7 @@ impl Writer {
     /// Takes away what the article at a sequence has. Returns whether a tombstone has to take its
     /// place, which is there already if the backup was taken after the delete.
     async fn unwrite(&self, plan: &mut Plan, article: Sequence) -> Result<bool> {
-        let reader = Reader::new(&*self.store, &self.metrics);
+        let reader = self.reader();
         let head = reader.head(article).await?;
         let extent = record::extent(article, &head)?;
         let stored = reader.complete(article, head).await?;

@@ -9,12 +9,16 @@ use super::{
     VerifyReport, asked_rows,
 };
 use crate::archive::Limits;
+use crate::archive::dictionaries::survey;
 use crate::archive::reader::Reader;
 use crate::archive::walk::{LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, INDEX_TABLES, IndexFacts, NearCopies, Sequence, TABLE_HASH};
-use crate::record::{Content, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID};
+use crate::record::{
+    Content, DictionaryId, EntryState, HashEntry, Record, SourceStats, Totals, UNKNOWN_ID,
+    peek_dictionary,
+};
 
 /// A set of rows, as their number and the sum of their hashes. Sets that differ have the same sum
 /// with a chance of 2^-128, whatever the order of their rows.
@@ -82,6 +86,15 @@ pub(super) struct Check<'a> {
     /// Whether `facts` has everything: not if records are damaged.
     is_complete: bool,
     asked: BTreeMap<u8, Sum>,
+    /// Dictionaries that are lost, and the records that need them.
+    lost: BTreeMap<DictionaryId, Needed>,
+}
+
+/// Records that need a lost dictionary.
+#[derive(Default)]
+struct Needed {
+    first: Option<Sequence>,
+    count: u64,
 }
 
 impl<'a> Check<'a> {
@@ -106,6 +119,7 @@ impl<'a> Check<'a> {
             facts: LogFacts::default(),
             is_complete: true,
             asked: BTreeMap::new(),
+            lost: BTreeMap::new(),
         }
     }
 
@@ -195,7 +209,7 @@ impl<'a> Check<'a> {
 
     /// Decodes a record; damage is a finding if it is still there when the record is read again.
     async fn prove(&mut self, raw: &RawRecord) -> Result<Option<(Record, u64)>> {
-        let error = match raw.decode() {
+        let error = match raw.decode(self.reader.dictionaries()) {
             Ok(record) => return Ok(Some((record, raw.stored_bytes()))),
             Err(error) => error,
         };
@@ -206,6 +220,14 @@ impl<'a> Check<'a> {
             return Ok(Some((record, 0)));
         }
         self.is_complete = false;
+        if error.reason() == Reason::DictionaryLost {
+            // That is one thing to find, and not one for each of perhaps all records.
+            let id = raw.head().and_then(|head| peek_dictionary(head));
+            let needed = self.lost.entry(id.unwrap_or_default()).or_default();
+            needed.first.get_or_insert(raw.sequence);
+            needed.count += 1;
+            return Ok(None);
+        }
         self.reader.damaged(&error);
         let id = self.named_id(raw).await?;
         self.find(
@@ -215,6 +237,37 @@ impl<'a> Check<'a> {
             error.to_string(),
         );
         Ok(None)
+    }
+
+    /// Looks at the copies of all dictionaries. What the log needs of them is known by then.
+    pub(super) async fn dictionaries(&mut self) -> Result<()> {
+        let mut all = survey(self.reader).await?;
+        if all.values().any(|kept| kept.broken_copies().count() > 0) {
+            // One may just have been on its way in.
+            all = survey(self.reader).await?;
+        }
+        for (id, kept) in &all {
+            if kept.dictionary.is_none() {
+                self.lost.entry(*id).or_default();
+                continue;
+            }
+            for copy in kept.broken_copies() {
+                let what = format!("copy {copy} of dictionary {id} is damaged or missing");
+                self.reader
+                    .damaged(&Error::new(Reason::IndexDamaged, what.as_str()));
+                self.find(FindingKind::DictionaryDamaged, None, None, what);
+            }
+        }
+        for (id, Needed { first, count }) in std::mem::take(&mut self.lost) {
+            let needed = first.map_or_else(String::new, |first| {
+                format!(", and {count} records, from {first} on, cannot be read without it")
+            });
+            let what = format!("both copies of dictionary {id} are damaged or missing{needed}");
+            self.reader
+                .damaged(&Error::new(Reason::DictionaryLost, what.as_str()));
+            self.find(FindingKind::DictionaryLost, first, None, what);
+        }
+        Ok(())
     }
 
     /// Whether the first row of a record differs from what was read.

@@ -108,7 +108,9 @@ pub(super) async fn missing_rows(
         let mut asked = Vec::new();
         for raw in some {
             // What is damaged has its own finding.
-            let Ok(record) = raw.decode() else { continue };
+            let Ok(record) = raw.decode(reader.dictionaries()) else {
+                continue;
+            };
             for row in asked_rows(raw.sequence, &record, near) {
                 if tables.contains(&row.table()) {
                     let record = record.clone();
@@ -188,7 +190,7 @@ pub(super) async fn stray_rows(
 /// Decodes a record from its first row if it has no more.
 async fn read(reader: Reader<'_>, sequence: Sequence, head: Bytes) -> Result<Record> {
     if record::extent(sequence, &head)?.row_count <= 1 {
-        return record::decode(sequence, &[head]);
+        return record::decode(sequence, &[head], reader.dictionaries());
     }
     reader.record(sequence).await
 }

@@ -50,6 +50,10 @@ pub enum FindingKind {
     RowStray,
     /// The figures differ from what the log adds up to.
     FiguresWrong,
+    /// A copy of a dictionary is damaged or missing, and the other one is intact.
+    DictionaryDamaged,
+    /// Both copies of a dictionary are damaged or missing: records that name it cannot be read.
+    DictionaryLost,
     /// The engine cannot read its own files, so the check could not come to its end.
     StoreDamaged,
 }
@@ -62,7 +66,7 @@ impl FindingKind {
             Self::RecordDamaged | Self::RecordMissing => {
                 "run verify --repair, which sets the record aside, then heal the article from a backup"
             }
-            Self::StoreDamaged => {
+            Self::StoreDamaged | Self::DictionaryLost => {
                 "export what can still be read, and restore a backup into a new folder"
             }
             Self::RecordQuarantined => "heal the article from a backup, or store it again",
@@ -70,7 +74,8 @@ impl FindingKind {
             | Self::DeleteBroken
             | Self::RowMissing
             | Self::RowStray
-            | Self::FiguresWrong => "run verify --repair",
+            | Self::FiguresWrong
+            | Self::DictionaryDamaged => "run verify --repair",
         }
     }
 }
@@ -117,7 +122,7 @@ pub struct VerifyReport {
 pub struct RepairCounts {
     /// Records that were set aside.
     pub quarantined_count: u64,
-    /// Halves of deletes that were written again from their other half.
+    /// Halves of deletes, and copies of dictionaries, that were written again from their other half.
     pub rebuilt_count: u64,
     /// Index rows that were added.
     pub added_count: u64,
@@ -229,7 +234,10 @@ impl Archive {
             options,
         );
         let walked = match check.log(&snapshot.beyond).await {
-            Ok(()) => check.indexes().await,
+            Ok(()) => match check.dictionaries().await {
+                Ok(()) => check.indexes().await,
+                damaged => damaged,
+            },
             damaged => damaged,
         };
         if let Err(error) = walked {
@@ -275,7 +283,7 @@ impl Archive {
     ///
     /// # Errors
     /// `StoreFailed`, `WritesStopped`, `ShuttingDown`; `ArchiveDamaged` if so much is damaged that a
-    /// backup should be restored instead.
+    /// backup should be restored instead, or both copies of a dictionary that records need are.
     pub async fn mend(&self, now: Timestamp) -> Result<RepairCounts> {
         let (done, counts) = oneshot::channel();
         self.send(Job::Repair(now, done)).await?;

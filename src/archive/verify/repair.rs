@@ -1,8 +1,11 @@
 //! The repair: what the check finds is mended from the log, which is the archive.
 //!
-//! It runs in the writer, in four rounds, each of which leaves an archive that is no worse than
-//! before if the process dies in it:
+//! It runs in the writer, in rounds, each of which leaves an archive that is no worse than before if
+//! the process dies in it:
 //!
+//! 0. A lost copy of a dictionary is written again from the other one. If both are lost and records
+//!    need them, the repair ends there: what is set aside is to be healed one by one, and these
+//!    would be most of the archive. No dictionary is ever removed, nor an intact copy written over.
 //! 1. Records that cannot prove themselves are set aside: their rows move to table `q`, and a
 //!    quarantine keeps their place. Half of a delete is written again from its other half.
 //! 2. Index rows that records ask for are added. Of two records of one article, the one that table
@@ -16,7 +19,8 @@ use super::RepairCounts;
 use super::check::{LogFacts, intact, is_superseded};
 use super::locate::{missing_rows, stray_rows};
 use crate::archive::commit::Figures;
-use crate::archive::reader::Reader;
+use crate::archive::dictionaries::survey;
+use crate::archive::reader::{RESTORE, Reader};
 use crate::archive::walk::{LogStep, LogWalk, Pace, RawRecord, TableWalk};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::{Error, Reason, Result};
@@ -93,6 +97,7 @@ impl Damage {
 impl<A: Apply> Repair<'_, A> {
     /// Mends the archive. Returns the figures that are right now.
     pub(in crate::archive) async fn run(&mut self) -> Result<Figures> {
+        self.dictionaries().await?;
         let damage = self.damage().await?;
         if !damage.records.is_empty() {
             self.set_aside(&damage).await?;
@@ -107,6 +112,23 @@ impl<A: Apply> Repair<'_, A> {
             return Ok(());
         }
         self.apply.apply(mends).await
+    }
+
+    /// Writes lost copies of dictionaries again.
+    async fn dictionaries(&mut self) -> Result<()> {
+        let mut mends = Vec::new();
+        for (id, kept) in survey(self.reader).await? {
+            let copies = kept.broken_copies();
+            // Without an intact copy, what is left of one stays where it is.
+            let Some(dictionary) = kept.dictionary.as_ref() else {
+                continue;
+            };
+            mends.extend(
+                copies.map(|copy| Mend::Put(meta::dictionary(id, copy), dictionary.encode())),
+            );
+        }
+        self.counts.rebuilt_count += u64::try_from(mends.len()).unwrap_or(u64::MAX);
+        self.apply(mends).await
     }
 
     /// Finds what has to be set aside. Moves rows whose keys were never given out of the log.
@@ -131,7 +153,7 @@ impl<A: Apply> Repair<'_, A> {
             for raw in records {
                 damage.add_missing(expected, raw.sequence)?;
                 expected = raw.sequence + 1;
-                match raw.decode() {
+                match raw.decode(self.reader.dictionaries()) {
                     Ok(Record {
                         content: Content::Deletion { article, .. },
                         ..
@@ -145,6 +167,10 @@ impl<A: Apply> Repair<'_, A> {
                         damage.tombstones.insert(deletion, raw.sequence);
                     }
                     Ok(_) => {}
+                    Err(error) if error.reason() == Reason::DictionaryLost => {
+                        return Err(Error::new(Reason::ArchiveDamaged, error.to_string())
+                            .with_advice(RESTORE));
+                    }
                     Err(error) => damage.add(raw.sequence, error.to_string())?,
                 }
             }
@@ -317,7 +343,7 @@ impl<A: Apply> Repair<'_, A> {
             self.add(mends).await?;
             for raw in step.records {
                 if repeated.contains(&raw.sequence) {
-                    let id = raw.decode()?.id;
+                    let id = raw.decode(self.reader.dictionaries())?.id;
                     let what = "log record repeats an article that has another one";
                     self.quarantine(&raw, id, EntryState::Quarantined, what)
                         .await?;
@@ -355,7 +381,8 @@ impl<A: Apply> Repair<'_, A> {
         let mut walk = LogWalk::to(self.reader.store(), self.last);
         while let Some(step) = walk.next(&mut pace).await? {
             for raw in step.records {
-                facts.add(&raw.decode()?, raw.stored_bytes());
+                let record = raw.decode(self.reader.dictionaries())?;
+                facts.add(&record, raw.stored_bytes());
             }
         }
         let mut walk = TableWalk::new(self.reader.store(), meta::sources());
