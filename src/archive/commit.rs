@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::flight::ON_THEIR_WAY_MAX;
-use self::flight::{Caller, Flight, Flights, Written};
+use self::flight::{Caller, Flight, Flights, Written, answer};
 use self::plan::Plan;
 use super::backup::ArchiveId;
 use super::digests::Digests;
@@ -467,14 +467,6 @@ impl Writer {
         stats.first = times.next().unwrap_or(SortTime::UNDATED);
         stats.last = times.next().unwrap_or(SortTime::UNDATED);
         Ok(stats)
-    }
-}
-
-/// Tells the callers of a group.
-fn answer(callers: Vec<Caller>, answers: impl Iterator<Item = Result<Put>>) {
-    for ((done, _room), answer) in callers.into_iter().zip(answers) {
-        // The caller may have gone; the article is stored all the same.
-        let _ = done.send(answer);
     }
 }
 

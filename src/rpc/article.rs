@@ -82,7 +82,8 @@ impl ArticleService for Articles {
         let (archive, stop) = (self.archive.clone(), self.stop.clone());
         let caller = audit::caller(&request);
         let requests = request.into_inner();
-        tokio::spawn(import::read(archive, stop, requests, pending).in_current_span());
+        let reading = import::read(archive, stop, requests, caller.clone(), pending);
+        tokio::spawn(reading.in_current_span());
         tokio::spawn(import::answer(results, caller, answers).in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }

@@ -65,6 +65,7 @@ pub(super) async fn read(
     archive: Archive,
     stop: CancellationToken,
     mut requests: Streaming<ImportArticlesRequest>,
+    caller: Option<Caller>,
     pending: mpsc::Sender<Pending>,
 ) {
     let end = loop {
@@ -86,8 +87,13 @@ pub(super) async fn read(
                     Ok(next) => next.queue(&archive).await,
                     Err(error) => Pending::Refused(error),
                 };
-                if pending.send(next).await.is_err() {
+                if let Err(unsent) = pending.send(next).await {
                     // The client has gone. What is queued is stored all the same.
+                    if let Pending::Put(put) = unsent.0
+                        && let Ok(put) = put.result().await
+                    {
+                        audit::stored(caller.as_ref(), &put);
+                    }
                     return;
                 }
             }

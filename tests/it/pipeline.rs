@@ -277,6 +277,7 @@ async fn a_crash_at_any_moment_loses_nothing_acknowledged() -> TestResult {
                 })
             })
             .collect();
+        store.until_waiting(1).await;
         for _ in 0..random.random_range(0..30) {
             store.make_one_durable().await;
             tokio::task::yield_now().await;

@@ -76,3 +76,11 @@ impl Flights {
         Some((flight, result))
     }
 }
+
+/// Tells the callers of a group.
+pub(super) fn answer(callers: Vec<Caller>, answers: impl Iterator<Item = Result<Put>>) {
+    for ((done, _room), answer) in callers.into_iter().zip(answers) {
+        // The caller may have gone; the article is stored all the same.
+        let _ = done.send(answer);
+    }
+}
