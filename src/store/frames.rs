@@ -70,6 +70,13 @@ pub(super) struct Place {
     bytes: u32,
 }
 
+impl Place {
+    /// Whether the value stands before a place.
+    pub(super) fn is_before(self, at: u64) -> bool {
+        self.at < at
+    }
+}
+
 /// A value as an engine holds it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Held<'a> {

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::store::{batch, bytes, get};
 use crate::support::{
-    Engine, TestArchive, TestResult, check_error, copy_folder, fields, noise, small_cache, time,
+    Engine, TestArchive, TestResult, article, check_error, copy_folder, fields, noise, prepared,
+    small_cache, time,
 };
 
 #[tokio::test]
@@ -314,6 +315,51 @@ async fn a_deleted_text_is_gone_from_the_disk() -> TestResult {
     let left: Vec<bool> = rows.iter().map(holds).collect();
     assert_eq!(left, [true, false, true]);
     archive.finish().await
+}
+
+/// Before a crash sled may have been given batches that it does not know any more to have: they are given
+/// to it again, and what they replaced before must not be taken for what they replace.
+#[tokio::test]
+async fn batches_that_are_applied_twice_erase_nothing_of_their_own() -> TestResult {
+    const PROGRESS_KEY: [u8; 2] = [0xff, 1];
+    let open = |folder: &std::path::Path| {
+        let config = sled::Config::new().path(folder.join("archive"));
+        config.segment_size(2 * 1024 * 1024).open().unwrap()
+    };
+    let archive = TestArchive::open(Engine::Sled).await;
+    let puts = archive.put_all((1..=20).map(fields)).await;
+    let kept = archive.close_and_keep().await?;
+    let db = open(kept.path());
+    let progress = db.get(PROGRESS_KEY)?.unwrap();
+    drop(db);
+
+    let limits = pressmark::archive::Limits::default();
+    let opened = async || {
+        let store = Engine::Sled.open(kept.path()).await.unwrap();
+        pressmark::archive::Archive::open(store, limits)
+            .await
+            .unwrap()
+    };
+    let (archive, guard) = opened().await;
+    for put in &puts[5..10] {
+        archive.delete(put.id, "unwanted", time(1)).await?;
+    }
+    archive.put(prepared(&article(21))).await?;
+    drop(archive);
+    guard.close().await?;
+    let db = open(kept.path());
+    db.insert(PROGRESS_KEY, progress)?;
+    db.flush()?;
+    drop(db);
+
+    let (archive, guard) = opened().await;
+    for put in &puts[5..10] {
+        let again = archive.delete(put.id, "again", time(2)).await?;
+        assert_eq!(again.reason, "unwanted");
+    }
+    crate::server::check(&archive).await;
+    drop(archive);
+    Ok(guard.close().await?)
 }
 
 /// A file of values that ends too early is no crash's work either.

@@ -80,12 +80,18 @@ pub(super) struct Applier {
 }
 
 impl Applier {
-    /// Brings a layer into sled, durably, and erases what it replaced. Until it has returned, readers
+    /// Erases what a layer replaces and brings it into sled, durably. Until it has returned, readers
     /// need the layer; if it fails or the power does, the same layer can be applied again.
     pub(super) fn apply(&mut self, layer: &Layer) -> Result<()> {
         let handle = &self.handle;
+        // Before a crash sled may have been given this layer, and later ones, already. What it holds
+        // of those is not replaced by this one.
+        let begin = self.progress.end;
         let mut replaced = handle.places(layer.replacing())?;
+        replaced.retain(|place| place.is_before(begin));
         replaced.extend_from_slice(layer.replaced());
+        // First, because sled is asked for it: after a crash it may not know any more what to erase.
+        handle.frames.erase(&replaced).map_err(write_failed)?;
         for (key, row) in layer.rows() {
             let key = stored_key(key);
             // Row by row: a batch of sled's would make its readers wait.
@@ -98,8 +104,7 @@ impl Applier {
         self.row_count += layer.rows().len();
         let count = self.progress.count + layer.batch_count();
         let end = layer.end();
-        self.note(Progress { count, end })?;
-        self.handle.frames.erase(&replaced).map_err(write_failed)
+        self.note(Progress { count, end })
     }
 
     /// Makes everything durable that sled has, and that it is so far.
