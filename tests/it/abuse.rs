@@ -26,6 +26,9 @@ use crate::victim::{Victim, cpu_time};
 /// One abuse at a time.
 pub static ALONE: Mutex<()> = Mutex::const_new(());
 
+/// What the allocator may keep of 500 scans, in kilobytes: at their most they hold ten times as much.
+const SCANS_KEPT_KB: u64 = 40_000;
+
 /// How long a flood lasts.
 const FLOOD: Duration = Duration::from_secs(3);
 
@@ -79,31 +82,34 @@ async fn ten_thousand_connections() {
 async fn five_hundred_scans_that_nobody_reads() {
     let _alone = ALONE.lock().await;
     let victim = Victim::start(&[]).await;
-    let begun = victim
-        .abused("500 scans that nobody reads", async || {
-            let mut all = Vec::new();
-            for number in 0..50 {
-                let mut stream = connect(victim.address(), number).await.unwrap();
-                let mut bytes = hello();
-                for request in 0..10 {
-                    let id = 1 + 2 * request;
-                    bytes.extend(frame(HEADERS, END_HEADERS, id, &call(SCAN, &[])));
-                    bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
-                }
-                stream.write_all(&bytes).await.unwrap();
-                all.push(stream);
+    let scan_all = async || {
+        let mut all = Vec::new();
+        for number in 0..50 {
+            let mut stream = connect(victim.address(), number).await.unwrap();
+            let mut bytes = hello();
+            for request in 0..10 {
+                let id = 1 + 2 * request;
+                bytes.extend(frame(HEADERS, END_HEADERS, id, &call(SCAN, &[])));
+                bytes.extend(frame(DATA, END_STREAM, id, &message(false, &[])));
             }
-            // The first bytes of each are there, and nobody takes more.
-            let mut begun = 0;
-            for stream in &mut all {
-                let mut some = vec![0; 1000];
-                let read = timeout(PATIENCE, stream.read_exact(&mut some)).await;
-                begun += usize::from(matches!(read, Ok(Ok(_))));
-            }
-            tokio::time::sleep(FLOOD).await;
-            begun
-        })
-        .await;
+            stream.write_all(&bytes).await.unwrap();
+            all.push(stream);
+        }
+        // The first bytes of each are there, and nobody takes more.
+        let mut begun = 0;
+        for stream in &mut all {
+            let mut some = vec![0; 1000];
+            let read = timeout(PATIENCE, stream.read_exact(&mut some)).await;
+            begun += usize::from(matches!(read, Ok(Ok(_))));
+        }
+        tokio::time::sleep(FLOOD).await;
+        begun
+    };
+    // As with connections: the next ones add nothing to what the allocator keeps of the first.
+    let name = "500 scans that nobody reads";
+    let begun = victim.abused_within(name, SCANS_KEPT_KB, &scan_all).await;
+    assert_eq!(begun, 50);
+    let begun = victim.abused(&format!("{name} again"), &scan_all).await;
     assert_eq!(begun, 50);
     victim.finish().await;
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pressmark::rpc::proto;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
 use tempfile::TempDir;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -24,6 +24,9 @@ const LARGE_BYTES: usize = 100_000;
 /// How long the client works before anything is measured, and before and after each abuse.
 const WARM_UP: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(500);
+
+/// How many scans are read to their ends before anything is measured.
+const WARM_SCANS: usize = 20;
 
 /// The client's pause between two articles: it is to be served, and not to be a load itself, whose
 /// articles would be most of what there is to measure.
@@ -222,10 +225,17 @@ impl Victim {
                 .count();
         }
         assert_eq!(count, ARTICLES);
-        // One scan, so that reading has taken what it takes.
-        let scan = calls.scan_articles(proto::ScanArticlesRequest::default());
-        let mut scan = scan.await.unwrap().into_inner();
-        while scan.message().await.unwrap().is_some() {}
+        // Some scans at a time, so that the threads that read have taken what they keep for reading.
+        let mut scans = JoinSet::new();
+        for _ in 0..WARM_SCANS {
+            let mut calls = calls.clone();
+            scans.spawn(async move {
+                let scan = calls.scan_articles(proto::ScanArticlesRequest::default());
+                let mut scan = scan.await.unwrap().into_inner();
+                while scan.message().await.unwrap().is_some() {}
+            });
+        }
+        scans.join_all().await;
     }
 
     async fn client(&self) -> Client {
