@@ -1,6 +1,8 @@
 //! A connection to an archive: to a server, or to an archive opened in this process, which is then
 //! served over a pipe by the very same service. Every command is written once, against gRPC.
 
+mod endpoints;
+
 use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Response, Status};
 
+pub use self::endpoints::{Routes, SERVERS_MAX};
 use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
@@ -36,16 +39,17 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes that the pipe to an archive in this process holds.
 const PIPE_BYTES: usize = 1024 * 1024;
 
-/// A server, and what proves to it who asks.
+/// A server, or all servers of one archive, and what proves to them who asks.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Server {
-    /// Its URL, of the scheme http or https.
-    pub url: String,
-    /// A token that it knows.
+    /// Their URLs, of the scheme http or https: at least one. Of several the client finds out which
+    /// is the writer and which are replicas.
+    pub urls: Vec<String>,
+    /// A token that they know.
     pub token: Option<String>,
-    /// Roots of its certificate in PEM, instead of those of the system.
+    /// Roots of their certificates in PEM, instead of those of the system.
     pub roots: Option<String>,
-    /// A certificate that it knows, and its private key, in PEM.
+    /// A certificate that they know, and its private key, in PEM.
     pub identity: Option<(String, String)>,
 }
 
@@ -54,15 +58,40 @@ impl fmt::Debug for Server {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
             .debug_struct("Server")
-            .field("url", &self.url)
+            .field("urls", &self.urls)
             .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    fn endpoint(&self, url: &str) -> Result<Endpoint> {
+        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| {
+            let what = format!("{url:?} is not a URL such as http://127.0.0.1:50051");
+            Error::field(Reason::ArgumentInvalid, "server", what).with_source(error)
+        })?;
+        let endpoint = configure(endpoint);
+        if endpoint.uri().scheme_str() != Some("https") {
+            return Ok(endpoint);
+        }
+        let mut tls = ClientTlsConfig::new();
+        tls = match &self.roots {
+            Some(roots) => tls.ca_certificate(Certificate::from_pem(roots)),
+            None => tls.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        endpoint.tls_config(tls).map_err(|error| {
+            let what = "the roots, the certificate or the key cannot be used";
+            Error::field(Reason::ArgumentInvalid, "ca", what).with_source(error)
+        })
     }
 }
 
 /// Where a client finds its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A server.
+    /// A server, or several.
     Server(Server),
     /// An archive that no server has open.
     Archive(Locator, StoreOptions),
@@ -79,7 +108,7 @@ pub type ArticleCalls = ArticleServiceClient<Signed>;
 pub type AdminCalls = AdminServiceClient<Signed>;
 
 /// A connection whose requests say who asks.
-pub type Signed = InterceptedService<Channel, Token>;
+pub type Signed = InterceptedService<Routes, Token>;
 
 /// Puts the token into each request.
 #[derive(Clone, Debug, Default)]
@@ -114,7 +143,7 @@ impl Interceptor for Token {
 /// A connection.
 #[derive(Debug)]
 pub struct Client {
-    channel: Channel,
+    routes: Routes,
     token: Token,
     local: Option<Local>,
 }
@@ -156,37 +185,21 @@ impl Client {
     }
 
     async fn connect_server(server: &Server) -> Result<Self> {
-        let url = &server.url;
         let token = Token::new(server.token.as_deref())?;
-        let unreachable = |error| {
-            let message = format!(
-                "no server answers at {url}; start one with `pressmark serve`, or name an archive \
-                 with --archive"
-            );
-            Error::new(Reason::ServerUnreachable, message).with_source(error)
-        };
-        let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| {
-            let what = format!("{url:?} is not a URL such as http://127.0.0.1:50051");
-            Error::field(Reason::ArgumentInvalid, "server", what).with_source(error)
-        })?;
-        let mut endpoint = configure(endpoint);
-        if endpoint.uri().scheme_str() == Some("https") {
-            let mut tls = ClientTlsConfig::new();
-            tls = match &server.roots {
-                Some(roots) => tls.ca_certificate(Certificate::from_pem(roots)),
-                None => tls.with_native_roots(),
-            };
-            if let Some((certificate, key)) = &server.identity {
-                tls = tls.identity(Identity::from_pem(certificate, key));
+        let routes = match server.urls.as_slice() {
+            [url] => {
+                let channel = server.endpoint(url)?.connect().await;
+                Routes::one(channel.map_err(|error| unreachable(url).with_source(error))?)
             }
-            endpoint = endpoint.tls_config(tls).map_err(|error| {
-                let what = "the roots, the certificate or the key cannot be used";
-                Error::field(Reason::ArgumentInvalid, "ca", what).with_source(error)
-            })?;
-        }
-        let channel = endpoint.connect().await.map_err(unreachable)?;
+            urls => {
+                let endpoints = urls
+                    .iter()
+                    .map(|url| Ok((url.clone(), server.endpoint(url)?)));
+                Routes::many(endpoints.collect::<Result<_>>()?, &token).await?
+            }
+        };
         Ok(Self {
-            channel,
+            routes,
             token,
             local: None,
         })
@@ -217,7 +230,7 @@ impl Client {
                 Error::new(Reason::Internal, "the archive's own pipe fails").with_source(error)
             })?;
         Ok(Self {
-            channel,
+            routes: Routes::one(channel),
             token: Token::default(),
             local: Some(Local {
                 stop,
@@ -237,7 +250,7 @@ impl Client {
     /// A client of the article service.
     #[must_use]
     pub fn articles(&self) -> ArticleCalls {
-        ArticleServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
+        ArticleServiceClient::with_interceptor(self.routes.clone(), self.token.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -245,7 +258,7 @@ impl Client {
     /// A client of the admin service.
     #[must_use]
     pub fn admin(&self) -> AdminCalls {
-        AdminServiceClient::with_interceptor(self.channel.clone(), self.token.clone())
+        AdminServiceClient::with_interceptor(self.routes.clone(), self.token.clone())
     }
 
     /// Ends the connection, and the archive if it is in this process.
@@ -262,7 +275,7 @@ impl Client {
         else {
             return Ok(());
         };
-        drop(self.channel);
+        drop(self.routes);
         stop.cancel();
         let served = serving.await.map_err(|panic| {
             Error::new(Reason::Internal, "serving the pipe panicked").with_source(panic)
@@ -297,6 +310,14 @@ pub fn search_place(locator: &Locator, options: &StoreOptions) -> Option<Place> 
             Some(Place::Folder(folder.join("search")))
         }
     }
+}
+
+fn unreachable(url: &str) -> Error {
+    let what = format!(
+        "no server answers at {url}; start one with `pressmark serve`, or name an archive with \
+         --archive"
+    );
+    Error::new(Reason::ServerUnreachable, what)
 }
 
 fn no_search_place() -> Error {

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use super::config;
 use super::objects::ObjectArgs;
-use crate::client::{Server, Target};
+use crate::client::{SERVERS_MAX, Server, Target};
 use crate::error::{Error, Reason, Result};
 use crate::store::{Locator, StoreOptions};
 
@@ -21,8 +21,9 @@ const ARCHIVE_VARIABLE: &str = "PRESSMARK_ARCHIVE";
 /// Flags of every command.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Shared {
-    /// The server to talk to [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
-    #[arg(long, global = true, help_heading = SHARED, value_name = "URL")]
+    /// The server to talk to. Of several of one archive, separated by commas, the client finds out
+    /// which is the writer, and reads from the replicas [env: `PRESSMARK_SERVER`] [default: `http://127.0.0.1:50051`]
+    #[arg(long, global = true, help_heading = SHARED, value_name = "URL,...")]
     pub(super) server: Option<String>,
     /// The archive to serve, or to open in this process while no server has it open: a folder,
     /// a place in object storage such as `s3://bucket/prefix`, or `memory:` [env: `PRESSMARK_ARCHIVE`] [default of serve: ./pressmark-data]
@@ -139,25 +140,34 @@ impl Shared {
                 }
                 Ok(Target::Archive(locator, self.store_options()?))
             }
-            (Some(server), None) => self.named(server),
-            (None, None) => self.named("http://127.0.0.1:50051".into()),
+            (Some(server), None) => self.named(&server),
+            (None, None) => self.named("http://127.0.0.1:50051"),
         }
     }
 
-    /// A server, and what proves to it who asks.
-    fn named(&self, url: String) -> Result<Target> {
+    /// A server or several, and what proves to them who asks.
+    fn named(&self, servers: &str) -> Result<Target> {
+        let urls: Vec<String> = servers
+            .split(',')
+            .map(|url| url.trim().to_owned())
+            .collect();
+        if urls.len() > SERVERS_MAX {
+            let what = format!("names {} servers, more than {SERVERS_MAX}", urls.len());
+            return Err(Error::field(Reason::ArgumentInvalid, "server", what));
+        }
         let read = |path: &Option<PathBuf>| path.as_deref().map(read_small).transpose();
         let identity = match (read(&self.cert)?, read(&self.key)?) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             _ => None,
         };
         let token = read(&self.token)?.map(|token| token.trim().to_owned());
-        if token.is_some() && !is_secret(&url) && !is_local(&url) {
+        let public = urls.iter().find(|url| !is_secret(url) && !is_local(url));
+        if let (Some(url), Some(_)) = (public, &token) {
             let what = format!("is not sent to {url}, where others could read it; use https");
             return Err(Error::field(Reason::ArgumentInvalid, "token", what));
         }
         Ok(Target::Server(Server {
-            url,
+            urls,
             token,
             roots: read(&self.ca)?,
             identity,

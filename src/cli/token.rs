@@ -1,7 +1,7 @@
 //! `pressmark token`: keeps the file of those whom a server knows.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -56,7 +56,12 @@ enum Action {
 
 pub(super) fn run(args: &Args, json: bool, out: &mut (dyn Write + Send)) -> CommandResult {
     let path = &args.tokens;
-    let mut known = read(path)?;
+    // Held until the end, so that of two that change the file neither takes the other's change back.
+    let _turn = match &args.action {
+        Action::List => None,
+        Action::Add { .. } | Action::Revoke { .. } => Some(turn(path)?),
+    };
+    let mut known = read(path, &args.action)?;
     match &args.action {
         Action::Add {
             name,
@@ -110,10 +115,32 @@ fn now() -> Result<Timestamp> {
     Timestamp::from_clock(SystemTime::now())
 }
 
-fn read(path: &Path) -> Result<Credentials> {
+/// The folder that a file is in.
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    folder.unwrap_or(Path::new("."))
+}
+
+/// Waits until no other process changes the file. The lock is on its folder, because the file itself is
+/// replaced.
+fn turn(path: &Path) -> Result<File> {
+    let folder = folder_of(path);
+    let lock = || {
+        let folder = File::open(folder)?;
+        folder.lock()?;
+        Ok(folder)
+    };
+    lock().map_err(|error: io::Error| {
+        let what = format!("cannot lock the folder {}", folder.display());
+        Error::new(Reason::FileFailed, what).with_source(error)
+    })
+}
+
+fn read(path: &Path, action: &Action) -> Result<Credentials> {
+    let begins = matches!(action, Action::Add { .. });
     match fs::read_to_string(path) {
         Ok(text) => Credentials::parse(&text),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Credentials::default()),
+        Err(error) if error.kind() == ErrorKind::NotFound && begins => Ok(Credentials::default()),
         Err(error) => {
             let what = format!("cannot read {}", path.display());
             Err(Error::new(Reason::FileFailed, what).with_source(error))
@@ -134,8 +161,7 @@ fn write(path: &Path, known: &Credentials) -> Result<()> {
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&unfinished, path)?;
-        let folder = path.parent().filter(|folder| *folder != Path::new(""));
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        File::open(folder_of(path))?.sync_all()
     };
     replace().map_err(|error| cannot_write(path, error))
 }

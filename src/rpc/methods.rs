@@ -57,6 +57,13 @@ impl Method {
     }
 }
 
+/// Whether a path is that of a method that reads articles, which a replica answers as the writer does.
+#[must_use]
+pub fn is_read(path: &str) -> bool {
+    let method = Method::of_path(path);
+    method.service == ARTICLES && method.role == Some(Role::Reader)
+}
+
 const ARTICLES: &str = "pressmark.v1.ArticleService";
 const ADMIN: &str = "pressmark.v1.AdminService";
 const HEALTH: &str = "grpc.health.v1.Health";

@@ -37,6 +37,7 @@ pub use self::auth::{Credentials, Identity, Listed, Role};
 pub use self::browser::Origins;
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
 pub use self::limits::ServiceLimits;
+pub use self::methods::is_read;
 pub use self::server::{
     CONNECTION_WINDOW_BYTES, Listeners, STREAM_WINDOW_BYTES, ServeOptions, Services, check_files,
     serve, serve_pipe,

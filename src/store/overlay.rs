@@ -108,12 +108,6 @@ impl Layer {
     }
 }
 
-impl Extend<Frame> for Layer {
-    fn extend<I: IntoIterator<Item = Frame>>(&mut self, frames: I) {
-        frames.into_iter().for_each(|frame| self.add(frame));
-    }
-}
-
 /// Both layers.
 #[derive(Debug, Default)]
 pub(super) struct Overlay {
@@ -164,9 +158,12 @@ impl Overlay {
         if turns.is_multiple_of(2) { even } else { odd }
     }
 
-    /// Shows a batch to readers, all of it at once.
-    pub(super) fn add(&self, frame: Frame) {
-        self.write().newest.add(frame);
+    /// Shows a batch to readers, all of it at once. Returns how much memory the newest layer takes then,
+    /// about.
+    pub(super) fn add(&self, frame: Frame) -> usize {
+        let newest = &mut self.write().newest;
+        newest.add(frame);
+        newest.bytes
     }
 
     /// How much memory the newest layer takes, about.

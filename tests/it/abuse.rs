@@ -15,11 +15,11 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::desk::Desk;
 use crate::raw::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS,
     call, connect, flood, frame, hello, message,
 };
-use crate::security::Desk;
 use crate::server::ServerProcess;
 use crate::victim::{Victim, cpu_time};
 

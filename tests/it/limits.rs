@@ -19,7 +19,7 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
-use crate::security::{Desk, reason};
+use crate::desk::{Desk, reason, signed};
 use crate::server::{ServerProcess, TestServer, check_folder, import_request, message};
 use crate::support::noise;
 
@@ -325,7 +325,7 @@ async fn strangers_are_held_by_the_rate_as_well() {
         .count();
     assert!(refused >= 30 - allowed.min(29), "{reasons:?}");
     // Whoever is known has a rate of its own.
-    let count = crate::security::signed(proto::CountArticlesRequest::default(), &reader);
+    let count = signed(proto::CountArticlesRequest::default(), &reader);
     articles.count_articles(count).await.unwrap();
     drop(articles);
     assert!(server.terminate());

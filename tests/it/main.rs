@@ -42,6 +42,8 @@ mod copies;
 mod crash;
 // Deletes: what goes, what stays, and that nothing half-gone is ever seen.
 mod deletes;
+// What an operator has: certificates, identities, and the server.
+mod desk;
 // Dictionaries: training, both copies of them, and what is told when both are lost.
 mod dictionary;
 // A disk without room, without permission, and one that does not sync.

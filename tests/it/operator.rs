@@ -17,10 +17,10 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::cli::program;
+use crate::desk::{Desk, signed};
 use crate::faulty::{Fails, Fault, FaultyStore};
 use crate::guard::get;
 use crate::limits::within;
-use crate::security::{Desk, signed};
 use crate::server::{ServerProcess, TestServer, check_folder, import_request, message};
 
 /// Every service that tells how it is, the whole server first.

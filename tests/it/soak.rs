@@ -18,8 +18,8 @@ use rand::{RngExt, SeedableRng};
 use tokio::task::JoinSet;
 
 use crate::cli::program;
+use crate::desk::Desk;
 use crate::load::{rounds, seed};
-use crate::security::Desk;
 use crate::server::{ServerProcess, check_folder};
 use crate::soak_load::{Soak, delete, import, put, read, visit, watch, within};
 use crate::victim::memory_kb;

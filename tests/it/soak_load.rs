@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 
-use crate::security::{Desk, signed};
+use crate::desk::{Desk, signed};
 use crate::server::{import_request, message};
 
 /// After a restart clients may still find the connection of before.

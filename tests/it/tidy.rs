@@ -56,7 +56,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "tonic::",
-        &["src/rpc/", "src/client.rs"],
+        &["src/rpc/", "src/client"],
         "only rpc and client name tonic",
     ),
     (
@@ -76,7 +76,7 @@ const BANNED: &[(&str, &[&str], &str)] = &[
             "src/archive/digests.rs",
             "src/rpc/article.rs",
             "src/rpc/admin.rs",
-            "src/client.rs",
+            "src/client",
             "src/cli/",
             "src/store/slate/lease.rs",
         ],

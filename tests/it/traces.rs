@@ -20,7 +20,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
-use crate::security::Desk;
+use crate::desk::Desk;
 use crate::server::{ServerProcess, check_folder, message};
 
 /// A caller's trace, its span in it, and whether the caller records it.

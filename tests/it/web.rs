@@ -17,7 +17,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::cli::{Ran, program};
-use crate::security::{Desk, signed};
+use crate::desk::{Desk, signed};
 use crate::server::{ServerProcess, check_folder, message};
 
 /// Longer than anything here may take.

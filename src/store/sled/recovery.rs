@@ -11,13 +11,10 @@ use super::super::folder::sync_folder;
 use super::super::overlay::Layer;
 use super::super::watermark::Watermark;
 use super::handle::{Handle, Layout};
-use super::writer::{Applier, Progress};
+use super::writer::{Applier, LAYER_BYTES, Progress};
 use crate::error::{Error, Reason, Result};
 
 const WATERMARK_FILE: &str = "SYNCED";
-
-/// Memory of a layer that is brought into sled at a time.
-const LAYER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Brings sled to where the frames are.
 ///
@@ -61,7 +58,9 @@ pub(super) fn recover(
             };
         }
         let is_last = frame.is_none();
-        layer.extend(frame);
+        if let Some(frame) = frame {
+            layer.add(frame);
+        }
         if (is_last && layer.batch_count() > 0) || layer.bytes() >= LAYER_BYTES {
             applier.apply(&std::mem::take(&mut layer))?;
         }

@@ -26,7 +26,7 @@ use crate::error::{Error, Result, panic};
 const PROGRESS_KEY: [u8; 2] = [0xff, 1];
 
 /// Memory of a layer from which on it is brought into sled at once.
-const LAYER_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const LAYER_BYTES: usize = 16 * 1024 * 1024;
 
 /// Memory of the newest layer at which commits wait for the older one.
 const LAYER_BYTES_MAX: usize = 2 * LAYER_BYTES;
@@ -225,8 +225,7 @@ impl Shared {
             self.sync(&mut state)?;
         }
         state.since.get_or_insert_with(Instant::now);
-        self.overlay.add(frame);
-        if self.overlay.newest_bytes() >= LAYER_BYTES {
+        if self.overlay.add(frame) >= LAYER_BYTES {
             self.changed.notify_all();
         }
         drop(state);
