@@ -12,7 +12,7 @@ const STEP: u64 = 100_000;
 /// Imports articles until the archive has each of these sizes, in ascending order, and measures it
 /// there: the rate is that of the last step.
 pub async fn run(bench: &Bench, sizes: &[u64]) {
-    let mut running = bench.start().await;
+    let (mut client, mut running) = bench.start_known().await;
     let (mut number, mut stored, mut text_bytes) = (0, 0, 0);
     let mut ids = Vec::new();
     for &size in sizes {
@@ -29,24 +29,34 @@ pub async fn run(bench: &Bench, sizes: &[u64]) {
             ids.extend(work.ids);
             crate::empty(bench.folder.path());
         }
+        let storage = client.stats().await.storage_requests.map(|requests| {
+            json!({
+                "puts": requests.put_count(), "gets": requests.get_count(),
+                "per_1000_articles": requests.puts_per_1000_articles(),
+            })
+        });
         let missing = workload::missing(&running, &ids).await;
         let get_any = workload::get_any(&running, &ids).await;
         let scan = workload::scan(&running).await;
         running.process.stop(Signal::TERM);
-        let disk = workload::disk(&bench.archive(), text_bytes, stored);
-        running = bench.start().await;
+        (client, running) = bench.start_known().await;
         let stopped = running.open;
+        let disk = bench.disk(&client, text_bytes, stored).await;
+        let get_first = workload::get_any(&running, &ids).await;
+        let scan_first = workload::scan(&running).await;
         running.process.kill();
-        running = bench.start().await;
+        (client, running) = bench.start_known().await;
         report(
             "growth",
             json!({
                 "articles": number, "import_per_s": rates.last(), "import_rates": rates,
                 "rss_peak_bytes": peak, "missing_per_s": missing["per_s"],
                 "get_any_per_s": get_any["per_s"], "get_any_p99_us": get_any["p99_us"],
-                "scan_per_s": scan["per_s"], "disk_bytes": disk["disk_bytes"],
+                "scan_per_s": scan["per_s"], "get_any_after_start_per_s": get_first["per_s"],
+                "scan_after_start_per_s": scan_first["per_s"], "disk_bytes": disk["disk_bytes"],
+                "disk_bytes_per_article": disk["disk_bytes_per_article"],
                 "disk_to_text": disk["disk_to_text"],
-                "open_after_stop_ms": round(stopped.as_secs_f64() * 1e3),
+                "requests": storage, "open_after_stop_ms": round(stopped.as_secs_f64() * 1e3),
                 "open_after_kill_ms": round(running.open.as_secs_f64() * 1e3),
             }),
         );

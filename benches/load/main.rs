@@ -32,6 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use rustix::process::Signal;
@@ -55,6 +56,12 @@ struct Arguments {
     /// The program to start as the server [default: the one of this build].
     #[arg(long, global = true, default_value = env!("CARGO_BIN_EXE_pressmark"), hide_default_value = true)]
     program: PathBuf,
+    /// Where the server keeps its archive, which must be empty, instead of a folder in scratch.
+    #[arg(long, global = true)]
+    archive: Option<PathBuf>,
+    /// A flag of the server, such as `--flag=--s3-endpoint=http://127.0.0.1:7480`; may be repeated.
+    #[arg(long, global = true, value_name = "FLAG", allow_hyphen_values = true)]
+    flag: Vec<String>,
     /// Given by `cargo bench`.
     #[arg(long, global = true, hide = true)]
     bench: bool,
@@ -137,15 +144,34 @@ pub struct Bench {
     corpus: Corpus,
     folder: tempfile::TempDir,
     program: PathBuf,
+    /// Where the archive is, if not in the folder.
+    place: Option<PathBuf>,
+    /// Flags of the server.
+    flags: Vec<String>,
 }
 
 impl Bench {
     fn archive(&self) -> PathBuf {
-        self.folder.path().join("archive")
+        let place = self.place.clone();
+        place.unwrap_or_else(|| self.folder.path().join("archive"))
     }
 
     async fn start(&self) -> Running {
-        Pressmark::start(&self.program, &self.archive()).await
+        self.start_known().await.1
+    }
+
+    /// The same, with the client that knows more than others.
+    async fn start_known(&self) -> (Arc<Pressmark>, Running) {
+        Pressmark::start(&self.program, &self.archive(), &self.flags).await
+    }
+
+    /// What an archive has on disk, or in object storage as its server says.
+    async fn disk(&self, client: &Pressmark, text_bytes: u64, article_count: u64) -> Value {
+        let bytes = match &self.place {
+            None => process::disk_bytes(&self.archive()),
+            Some(_) => client.stats().await.disk_bytes(),
+        };
+        workload::disk(bytes, text_bytes, article_count)
     }
 
     fn generate(&self, numbers: std::ops::Range<u64>) -> Workload {
@@ -176,6 +202,8 @@ async fn main() {
         corpus: Corpus::load(),
         folder: tempfile::tempdir().unwrap(),
         program: arguments.program,
+        place: arguments.archive,
+        flags: arguments.flag,
     };
     conditions(&bench, arguments.articles);
     if let Task::Growth { sizes } = &command {
@@ -223,12 +251,12 @@ async fn import(bench: &Bench, work: &Workload) {
     let mut running = bench.start().await;
     report("import", workload::import(&running, work, false).await);
     report("import_again", workload::import(&running, work, true).await);
-    running.process.stop(Signal::TERM);
     let stored = work.article_count - work.duplicates;
-    report(
-        "disk",
-        workload::disk(&bench.archive(), work.text_bytes, stored),
-    );
+    running.process.stop(Signal::TERM);
+    let (client, mut running) = bench.start_known().await;
+    let disk = bench.disk(&client, work.text_bytes, stored).await;
+    report("disk", disk);
+    running.process.stop(Signal::TERM);
 }
 
 async fn suite(bench: &Bench, work: &Workload) {

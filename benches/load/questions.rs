@@ -26,16 +26,10 @@ async fn start(bench: &Bench, flags: &[&str]) -> (Arc<Pressmark>, Running) {
     Pressmark::start_with(&bench.program, &bench.archive(), flags).await
 }
 
-async fn stats(client: &Pressmark) -> proto::GetStatsResponse {
-    let mut admin = AdminServiceClient::new(client.channel());
-    let stats = admin.get_stats(proto::GetStatsRequest {}).await;
-    stats.unwrap().into_inner()
-}
-
 /// Waits until searches see everything.
 async fn caught_up(client: &Pressmark) -> proto::GetStatsResponse {
     loop {
-        let stats = stats(client).await;
+        let stats = client.stats().await;
         if stats.search_sequence == stats.last_sequence {
             return stats;
         }
@@ -93,7 +87,7 @@ async fn rebuild(client: &Pressmark) {
     let request = proto::RebuildSearchIndexRequest {};
     admin.rebuild_search_index(request).await.unwrap();
     // Until the old index is gone, it seems to be complete.
-    while stats(client).await.search_sequence == stats(client).await.last_sequence {
+    while client.stats().await.search_sequence == client.stats().await.last_sequence {
         tokio::time::sleep(POLL).await;
     }
     let stats = caught_up(client).await;

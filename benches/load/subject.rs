@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use pressmark::rpc::proto;
+use pressmark::rpc::proto::admin_service_client::AdminServiceClient;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
 use pressmark::rpc::{CONNECTION_WINDOW_BYTES, ImportArticlesRequest, STREAM_WINDOW_BYTES};
 use tokio::sync::mpsc;
@@ -60,11 +61,11 @@ pub struct Pressmark {
 }
 
 impl Pressmark {
-    /// Starts a server without full-text search, which none of the others has.
-    pub async fn start(program: &Path, archive: &Path) -> Running {
-        Self::start_with(program, archive, &["--search", "off"])
-            .await
-            .1
+    /// Starts a server without full-text search, which none of the others has, and with some flags.
+    pub async fn start(program: &Path, archive: &Path, flags: &[String]) -> (Arc<Self>, Running) {
+        let mut all = vec!["--search", "off"];
+        all.extend(flags.iter().map(String::as_str));
+        Self::start_with(program, archive, &all).await
     }
 
     /// Starts a server with some flags, and also gives the client that knows more than others.
@@ -119,6 +120,13 @@ impl Pressmark {
     pub fn channel(&self) -> Channel {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         self.channels[next % self.channels.len()].clone()
+    }
+
+    /// What the server tells of its archive.
+    pub async fn stats(&self) -> proto::GetStatsResponse {
+        let mut admin = AdminServiceClient::new(self.channel());
+        let stats = admin.get_stats(proto::GetStatsRequest {}).await;
+        stats.unwrap().into_inner()
     }
 
     pub fn client(&self) -> ArticleServiceClient<Channel> {

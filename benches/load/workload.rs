@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::corpus::{Corpus, Reading, Workload};
 use crate::measure::{self, Limit, Measured, Request, round};
-use crate::process::{disk_bytes, own_cpu_seconds};
+use crate::process::own_cpu_seconds;
 use crate::subject::{Running, Subject};
 use pressmark::rpc::proto;
 
@@ -226,8 +226,7 @@ pub async fn scan(running: &Running) -> Value {
 }
 
 /// Bytes on disk, and what they are to the titles and bodies in it.
-pub fn disk(folder: &Path, text_bytes: u64, article_count: u64) -> Value {
-    let bytes = disk_bytes(folder);
+pub fn disk(bytes: u64, text_bytes: u64, article_count: u64) -> Value {
     json!({
         "disk_bytes": bytes, "disk_bytes_per_article": bytes / article_count,
         "disk_to_text": round(bytes as f64 / text_bytes as f64),

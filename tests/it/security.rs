@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use pressmark::rpc::proto;
 use pressmark::rpc::proto::article_service_client::ArticleServiceClient;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::Code;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::cli::{Ran, program};
 use crate::desk::{Authority, Desk, reason, signed};

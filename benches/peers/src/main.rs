@@ -84,7 +84,7 @@ impl Peer {
 
     async fn start(self, program: &Path, folder: &Path) -> Running {
         match self {
-            Self::Pressmark => Pressmark::start(program, folder).await,
+            Self::Pressmark => Pressmark::start(program, folder, &[]).await.1,
             Self::Postgres => postgres::start(folder).await,
             Self::Etcd => etcd::start(folder).await,
             Self::Redis => redis::start(folder).await,
@@ -193,7 +193,7 @@ async fn run(peer: Peer, work: &Work, table: &mut Table) {
     report(table, peer, "import again", figures);
     running.process.stop(peer.stop_signal());
     let (text_bytes, count) = (work.import.text_bytes, work.import.article_count);
-    let figures = workload::disk(&peer.data(&folder), text_bytes, count);
+    let figures = workload::disk(process::disk_bytes(&peer.data(&folder)), text_bytes, count);
     report(table, peer, "disk", figures);
     running = peer.start(program, &folder).await;
     let figures = json!({ "open_ms": running.open.as_millis() as u64 });
