@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::flight::ON_THEIR_WAY_MAX;
+pub(super) use self::mend::stored_snapshot;
 use self::flight::{Caller, Flight, Flights, Written, answer};
 use self::plan::Plan;
 use super::backup::ArchiveId;

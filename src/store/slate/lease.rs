@@ -183,6 +183,11 @@ impl Lease {
         }
     }
 
+    /// What the process calls itself that has the archive open, or had and ended without saying so.
+    pub(super) async fn holder(&self) -> Result<Option<String>> {
+        Ok(self.read().await?.map(|note| note.name))
+    }
+
     async fn read(&self) -> Result<Option<Note>> {
         let read = async { self.store.get(&self.location).await?.bytes().await };
         match read.await {
