@@ -47,6 +47,8 @@ pub struct Server {
     pub roots: Option<String>,
     /// A certificate that it knows, and its private key, in PEM.
     pub identity: Option<(String, String)>,
+    /// The sequence that its archive has to have come to before it answers.
+    pub min_sequence: Option<u64>,
 }
 
 impl fmt::Debug for Server {
@@ -78,15 +80,18 @@ pub type ArticleCalls = ArticleServiceClient<Signed>;
 /// Calls of the admin service. Clones share the connection.
 pub type AdminCalls = AdminServiceClient<Signed>;
 
-/// A connection whose requests say who asks.
+/// A connection whose requests say who asks, and for what state of the archive.
 pub type Signed = InterceptedService<Channel, Token>;
 
-/// Puts the token into each request.
+/// Puts the token into each request, and the sequence that it waits for.
 #[derive(Clone, Debug, Default)]
-pub struct Token(Option<MetadataValue<Ascii>>);
+pub struct Token {
+    token: Option<MetadataValue<Ascii>>,
+    min_sequence: Option<u64>,
+}
 
 impl Token {
-    fn new(token: Option<&str>) -> Result<Self> {
+    fn new(token: Option<&str>, min_sequence: Option<u64>) -> Result<Self> {
         let value = token.map(|token| {
             let mut value: MetadataValue<Ascii> =
                 format!("Bearer {token}").parse().map_err(|error| {
@@ -96,13 +101,21 @@ impl Token {
             value.set_sensitive(true);
             Ok::<_, Error>(value)
         });
-        Ok(Self(value.transpose()?))
+        Ok(Self {
+            token: value.transpose()?,
+            min_sequence,
+        })
     }
 }
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
+        if let Some(sequence) = self.min_sequence {
+            request
+                .metadata_mut()
+                .insert(rpc::MIN_SEQUENCE, sequence.into());
+        }
+        if let Some(token) = &self.token {
             request
                 .metadata_mut()
                 .insert("authorization", token.clone());
@@ -157,7 +170,7 @@ impl Client {
 
     async fn connect_server(server: &Server) -> Result<Self> {
         let url = &server.url;
-        let token = Token::new(server.token.as_deref())?;
+        let token = Token::new(server.token.as_deref(), server.min_sequence)?;
         let unreachable = |error| {
             let message = format!(
                 "no server answers at {url}; start one with `pressmark serve`, or name an archive \

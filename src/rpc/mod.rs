@@ -12,6 +12,7 @@ mod connection;
 mod convert;
 mod frames;
 mod gate;
+mod headers;
 mod import;
 pub mod json;
 mod layer;
@@ -20,6 +21,7 @@ mod methods;
 mod observe;
 mod pages;
 mod questions;
+mod replica;
 mod reload;
 mod server;
 mod tls;
@@ -36,6 +38,7 @@ use futures_util::Stream;
 pub use self::auth::{Credentials, Identity, Listed, Role};
 pub use self::browser::Origins;
 pub use self::convert::{article_of, error_of, fields_message, status_of, timestamp_of};
+pub use self::headers::MIN_SEQUENCE;
 pub use self::limits::ServiceLimits;
 pub use self::server::{
     CONNECTION_WINDOW_BYTES, Listeners, STREAM_WINDOW_BYTES, ServeOptions, Services, check_files,

@@ -82,6 +82,10 @@ mod questions;
 mod raw;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
+// Replicas of an archive: what they read, and how they follow.
+mod replica;
+// Replicas and their writer as processes, which are killed and stopped.
+mod replicas;
 // Repair: what is mended, what is set aside and healed, and that load goes on beside it.
 mod repair;
 // The service as a client sees it.
