@@ -81,10 +81,8 @@ impl Archive {
         };
         // Before anything reads a record.
         follower.take_dictionaries().await?;
-        let (digests, dictionaries) = (
-            Arc::clone(&follower.digests),
-            follower.dictionaries.clone(),
-        );
+        let (digests, dictionaries) =
+            (Arc::clone(&follower.digests), follower.dictionaries.clone());
         let stop = CancellationToken::new();
         let guard = Guard {
             store: Arc::clone(&store),
@@ -319,7 +317,8 @@ impl Follower {
         let rows = |id| (0..DICTIONARY_COPIES).map(move |copy| meta::dictionary(id, copy));
         self.known.extend(kept.keys().flat_map(|id| rows(*id)));
         // One with a name that is none of ours is not looked at again.
-        self.known.extend(new.into_iter().map(|row| row.key.to_vec()));
+        self.known
+            .extend(new.into_iter().map(|row| row.key.to_vec()));
         Ok(())
     }
 }

@@ -133,7 +133,8 @@ impl Shared {
                  PRESSMARK_ARCHIVE; name one",
             )),
             (None, Some(_)) if self.min_sequence.is_some() => {
-                let what = "waits for a server, and an archive that is opened here has no other writer";
+                let what =
+                    "waits for a server, and an archive that is opened here has no other writer";
                 Err(Error::field(Reason::ArgumentInvalid, "min-sequence", what))
             }
             (None, Some(archive)) => {

@@ -83,7 +83,13 @@ pub(super) fn min_sequence_of(headers: &HeaderMap) -> Result<Option<u64>> {
     let text = value.to_str().unwrap_or_default();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let sequence = text.parse().ok().filter(|_| is_number);
-    let what = || format!("{} is not a sequence, a number from 0 to {}", excerpt(text), u64::MAX);
+    let what = || {
+        format!(
+            "{} is not a sequence, a number from 0 to {}",
+            excerpt(text),
+            u64::MAX
+        )
+    };
     sequence.map(Some).ok_or_else(|| no_sequence(&what()))
 }
 

@@ -352,13 +352,7 @@ pub async fn serve_pipe(
     let articles = articles(&services, &limits, &stop);
     let (routes, _health) = routes(services, articles, &limits).await?;
     let metrics = RequestMetrics::default();
-    let shared = Shared::new(
-        limits,
-        &archive,
-        Callers::default(),
-        metrics,
-        stop.clone(),
-    );
+    let shared = Shared::new(limits, &archive, Callers::default(), metrics, stop.clone());
     let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {

@@ -32,6 +32,8 @@ mod browser;
 mod cancel;
 // Object storage that three machines would keep: what is left when some of them are gone.
 mod ceph;
+// Replicas of archives there: what they add, and how fresh they are.
+mod ceph_replicas;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.

@@ -15,9 +15,7 @@ use pressmark::archive::{
 use pressmark::article::{Article, ArticleFields};
 use pressmark::error::{Error, Reason, Result};
 use pressmark::key::meta;
-use pressmark::store::{
-    self, Batch, Change, Chunk, Durability, Locator, Scan, Store, StoreStats,
-};
+use pressmark::store::{self, Batch, Change, Chunk, Durability, Locator, Scan, Store, StoreStats};
 use tempfile::TempDir;
 
 use crate::dictionary::{limits, worded};
@@ -181,8 +179,14 @@ async fn answers(archive: &Archive, articles: &[ArticleFields]) -> String {
     let mut text = String::new();
     let mut add = |what: &str, answer: String| writeln!(text, "{what}: {answer}").unwrap();
     let stats = archive.stats().await.unwrap();
-    add("figures", format!("{:?} {}", stats.totals, stats.last_sequence));
-    add("sources", format!("{:?}", archive.list_sources(100, "").await));
+    add(
+        "figures",
+        format!("{:?} {}", stats.totals, stats.last_sequence),
+    );
+    add(
+        "sources",
+        format!("{:?}", archive.list_sources(100, "").await),
+    );
     let everything = || Selector::new(SelectorFields::default(), archive.limits()).unwrap();
     add("count", format!("{:?}", archive.count(&everything()).await));
     for order in [
@@ -203,7 +207,10 @@ async fn answers(archive: &Archive, articles: &[ArticleFields]) -> String {
         bucket: Bucket::Hour,
         by_source: true,
     };
-    add("timeline", format!("{:?}", archive.timeline(&timeline).await));
+    add(
+        "timeline",
+        format!("{:?}", archive.timeline(&timeline).await),
+    );
     for fields in articles {
         let id = Article::new(fields.clone()).unwrap().id();
         let text = |error: Error| error.to_string();

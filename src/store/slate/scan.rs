@@ -60,7 +60,9 @@ pub(super) async fn chunk<R: DbReadOps + Sync>(reader: &R, scan: &Scan) -> Resul
     }
     let options = options(scan);
     let rows = if let Some((prefix, rest)) = shared_prefix(&scan.range) {
-        reader.scan_prefix_with_options(prefix, rest, &options).await
+        reader
+            .scan_prefix_with_options(prefix, rest, &options)
+            .await
     } else {
         let start = Bound::Included(scan.range.start.as_slice());
         let end = Bound::Excluded(scan.range.end.as_slice());
