@@ -51,6 +51,8 @@ pub struct Server {
     pub roots: Option<String>,
     /// A certificate that they know, and its private key, in PEM.
     pub identity: Option<(String, String)>,
+    /// The sequence that its archive has to have come to before it answers.
+    pub min_sequence: Option<u64>,
 }
 
 impl fmt::Debug for Server {
@@ -107,15 +109,18 @@ pub type ArticleCalls = ArticleServiceClient<Signed>;
 /// Calls of the admin service. Clones share the connection.
 pub type AdminCalls = AdminServiceClient<Signed>;
 
-/// A connection whose requests say who asks.
+/// A connection whose requests say who asks, and for what state of the archive.
 pub type Signed = InterceptedService<Routes, Token>;
 
-/// Puts the token into each request.
+/// Puts the token into each request, and the sequence that it waits for.
 #[derive(Clone, Debug, Default)]
-pub struct Token(Option<MetadataValue<Ascii>>);
+pub struct Token {
+    token: Option<MetadataValue<Ascii>>,
+    min_sequence: Option<u64>,
+}
 
 impl Token {
-    fn new(token: Option<&str>) -> Result<Self> {
+    fn new(token: Option<&str>, min_sequence: Option<u64>) -> Result<Self> {
         let value = token.map(|token| {
             let mut value: MetadataValue<Ascii> =
                 format!("Bearer {token}").parse().map_err(|error| {
@@ -125,13 +130,29 @@ impl Token {
             value.set_sensitive(true);
             Ok::<_, Error>(value)
         });
-        Ok(Self(value.transpose()?))
+        Ok(Self {
+            token: value.transpose()?,
+            min_sequence,
+        })
+    }
+
+    /// The same for requests that need no state of the archive.
+    fn in_any_state(&self) -> Self {
+        Self {
+            token: self.token.clone(),
+            min_sequence: None,
+        }
     }
 }
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
+        if let Some(sequence) = self.min_sequence {
+            request
+                .metadata_mut()
+                .insert(rpc::MIN_SEQUENCE, sequence.into());
+        }
+        if let Some(token) = &self.token {
             request
                 .metadata_mut()
                 .insert("authorization", token.clone());
@@ -185,7 +206,7 @@ impl Client {
     }
 
     async fn connect_server(server: &Server) -> Result<Self> {
-        let token = Token::new(server.token.as_deref())?;
+        let token = Token::new(server.token.as_deref(), server.min_sequence)?;
         let routes = match server.urls.as_slice() {
             [url] => {
                 let channel = server.endpoint(url)?.connect().await;
@@ -195,7 +216,7 @@ impl Client {
                 let endpoints = urls
                     .iter()
                     .map(|url| Ok((url.clone(), server.endpoint(url)?)));
-                Routes::many(endpoints.collect::<Result<_>>()?, &token).await?
+                Routes::many(endpoints.collect::<Result<_>>()?, &token.in_any_state()).await?
             }
         };
         Ok(Self {

@@ -105,6 +105,12 @@ pub enum Reason {
     DiskFull,
     /// Another process took the archive over, so this one answers no more for it.
     WriterReplaced,
+    /// The process only reads the archive; another one writes it.
+    NotTheWriter,
+    /// The replica has not heard of its archive's writer for longer than it may.
+    ReplicaBehind,
+    /// The archive does not reach to the sequence that the request asks for.
+    SequenceAhead,
     /// The object storage does not do what keeps an archive from losing articles.
     StorageUnfit,
     /// The storage engine failed to read.
@@ -139,7 +145,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 49] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -171,6 +177,9 @@ impl Reason {
         Self::WritesStopped,
         Self::DiskFull,
         Self::WriterReplaced,
+        Self::NotTheWriter,
+        Self::ReplicaBehind,
+        Self::SequenceAhead,
         Self::StorageUnfit,
         Self::StoreFailed,
         Self::ShuttingDown,
@@ -229,6 +238,9 @@ impl Reason {
             Self::WritesStopped => "WRITES_STOPPED",
             Self::DiskFull => "DISK_FULL",
             Self::WriterReplaced => "WRITER_REPLACED",
+            Self::NotTheWriter => "NOT_THE_WRITER",
+            Self::ReplicaBehind => "REPLICA_BEHIND",
+            Self::SequenceAhead => "SEQUENCE_AHEAD",
             Self::StorageUnfit => "STORAGE_UNFIT",
             Self::StoreFailed => "STORE_FAILED",
             Self::ShuttingDown => "SHUTTING_DOWN",
@@ -260,6 +272,7 @@ impl Reason {
             | Self::MessageMalformed => Kind::InvalidArgument,
             Self::ArticleNotFound | Self::ArticleDeleted => Kind::NotFound,
             Self::ArchiveLocked
+            | Self::NotTheWriter
             | Self::StorageUnfit
             | Self::FormatUnsupported
             | Self::RestoreUnfinished
@@ -275,6 +288,8 @@ impl Reason {
             | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
             | Self::WriterReplaced
+            | Self::ReplicaBehind
+            | Self::SequenceAhead
             | Self::StoreFailed
             | Self::SearchBehind
             | Self::SearchFailed

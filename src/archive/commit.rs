@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::flight::ON_THEIR_WAY_MAX;
 use self::flight::{Caller, Flight, Flights, Written, answer};
+pub(super) use self::mend::stored_snapshot;
 use self::plan::Plan;
 use super::backup::ArchiveId;
 use super::digests::Digests;

@@ -112,7 +112,7 @@ impl Archive {
 
     /// The least similarity of near copies; none if only exact ones are wanted.
     fn similarity_min(&self, asked: Option<f64>) -> Result<Option<f64>> {
-        let is_on = self.inner.near == NearCopies::On;
+        let is_on = self.near_copies() == NearCopies::On;
         match asked {
             None => Ok(is_on.then_some(SIMILARITY_DEFAULT)),
             Some(asked) if !(SIMILARITY_MIN..=1.0).contains(&asked) => {

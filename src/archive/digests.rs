@@ -3,13 +3,14 @@
 //! A count of all articles by date, or a search for what is like one of them, looks at every article.
 //! The engine reads about a million small rows a second; the same facts side by side in memory are
 //! looked through in milliseconds. They are read when somebody first asks for them, and take 37 bytes
-//! an article from then on; the writer tells of every change.
+//! an article from then on; the writer tells of every change. On a replica, where it tells nobody, what
+//! came since is read from the log when somebody asks again.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Archive;
 use super::commit::ON_THEIR_WAY_MAX;
 use super::reader::advance;
+use super::{Archive, Role};
 use crate::article::Sketch;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, SortTime, TABLE_DATE};
@@ -21,6 +22,9 @@ const SEGMENT_ARTICLES: usize = 1 << 14;
 
 /// Segments that are looked through before other tasks have their turn.
 const PART_SEGMENTS: usize = 16;
+
+/// Records that a replica reads to catch up, instead of table `d` anew.
+const CATCH_UP_MAX: Sequence = 10_000;
 
 /// What a batch did to table `d`.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +111,8 @@ enum State {
     Cold,
     /// Table `d` is being read; what is written meanwhile is remembered.
     Loading(Vec<DigestChange>),
-    Ready(Columns),
+    /// Everything up to a sequence; with a writer that tells of every change, it has no end.
+    Ready(Columns, Sequence),
 }
 
 /// The digests of an archive.
@@ -129,7 +134,9 @@ impl Digests {
         match &mut *self.state() {
             State::Cold => {}
             State::Loading(pending) => pending.extend(changes),
-            State::Ready(columns) => changes.into_iter().for_each(|change| columns.apply(change)),
+            State::Ready(columns, _) => {
+                changes.into_iter().for_each(|change| columns.apply(change));
+            }
         }
     }
 
@@ -138,21 +145,30 @@ impl Digests {
         *self.state() = State::Cold;
     }
 
-    fn ready(&self) -> Option<Columns> {
+    /// What there is, and the sequence up to which it is complete.
+    fn ready(&self) -> Option<(Columns, Sequence)> {
         match &*self.state() {
-            State::Ready(columns) => Some(columns.clone()),
+            State::Ready(columns, to) => Some((columns.clone(), *to)),
             State::Cold | State::Loading(_) => None,
         }
     }
 
+    /// Takes up what the log says of all sequences up to one, unless everything was forgotten meanwhile.
+    pub(super) fn catch_up(&self, changes: Vec<DigestChange>, read_to: Sequence) {
+        if let State::Ready(columns, to) = &mut *self.state() {
+            changes.into_iter().for_each(|change| columns.apply(change));
+            *to = read_to;
+        }
+    }
+
     /// Makes what was read the state to go on from, unless it is out of date.
-    fn finish(&self, mut columns: Columns) {
+    fn finish(&self, mut columns: Columns, to: Sequence) {
         let mut state = self.state();
         if let State::Loading(pending) = &mut *state {
             for change in std::mem::take(pending) {
                 columns.apply(change);
             }
-            *state = State::Ready(columns);
+            *state = State::Ready(columns, to);
         }
     }
 }
@@ -235,19 +251,30 @@ impl Archive {
         loop {
             // In this order: what is committed is in the columns.
             let as_of = self.committed();
-            if let Some(columns) = digests.ready() {
+            if let Some((columns, to)) = digests.ready()
+                && to >= as_of
+            {
                 return Ok(DigestView { columns, as_of });
             }
             let _alone = digests.loading.lock().await;
-            if digests.ready().is_none() {
+            let to = digests.ready().map(|(_, to)| to);
+            if let Some(to) = to.filter(|to| as_of.saturating_sub(*to) <= CATCH_UP_MAX) {
+                if to < as_of {
+                    self.follow_digests(to, as_of).await?;
+                }
+            } else {
                 // A task of its own: a caller who goes away must not end it for all others.
                 let archive = self.clone();
                 let loading = tokio::spawn(async move {
                     let digests = &archive.inner.digests;
                     *digests.state() = State::Loading(Vec::new());
-                    let read = archive.read_digests().await;
+                    let to = match archive.role() {
+                        Role::Writer => Sequence::MAX,
+                        Role::Replica => archive.committed(),
+                    };
+                    let read = archive.read_digests(to).await;
                     let columns = read.inspect_err(|_| digests.forget())?;
-                    digests.finish(columns);
+                    digests.finish(columns, to);
                     Ok(())
                 });
                 let loaded = loading.await.map_err(|panic| {
@@ -259,8 +286,9 @@ impl Archive {
         }
     }
 
-    /// Reads table `d`. Rows that are not durable yet come with it, and are left out by `as_of`.
-    async fn read_digests(&self) -> Result<Columns> {
+    /// Reads table `d` up to a sequence. Rows that are not durable yet come with it, and are left out by
+    /// `as_of`.
+    async fn read_digests(&self, to: Sequence) -> Result<Columns> {
         let mut columns = Columns::default();
         let mut range = key::prefix_range(&[TABLE_DATE]);
         loop {
@@ -272,6 +300,7 @@ impl Archive {
             let last = self.committed().saturating_add(ahead);
             for row in &chunk.rows {
                 match (key::parse_dated(&row.key), Digest::decode(&row.value)) {
+                    (Some((_, sequence)), _) if sequence > to => {}
                     (Some((time, sequence)), Ok(digest)) if sequence <= last => {
                         columns.apply(DigestChange::Add(sequence, time, digest));
                     }

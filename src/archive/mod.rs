@@ -8,7 +8,8 @@
 //! the same holds once the storage has answered that it has the batch.
 //!
 //! Readers see articles only once they are durable: the writer publishes the last committed
-//! sequence after the sync, and reads skip what is behind it.
+//! sequence after the sync, and reads skip what is behind it. A replica has no writer; what publishes
+//! the sequence there is a task that looks what the writer's process has written.
 
 pub mod backup;
 mod candidates;
@@ -22,6 +23,7 @@ mod limits;
 mod open;
 mod read;
 mod reader;
+mod replica;
 mod scan;
 mod selector;
 mod timeline;
@@ -43,8 +45,10 @@ use self::digests::Digests;
 pub use self::feed::{Change, Changes, FeedStart};
 pub use self::job::{Delete, DeleteOutcome, Hashed, PendingPut, Prepared, Put, PutOutcome};
 pub use self::limits::Limits;
-use self::open::{Opened, Purpose};
+use self::open::{Opened, Purpose, Shape};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
+pub use self::replica::Role;
+use self::replica::Seen;
 pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
@@ -82,14 +86,16 @@ struct Inner {
     dictionaries: Dictionaries,
     /// Whether articles that come are compressed with a dictionary.
     is_trained: watch::Receiver<bool>,
-    near: NearCopies,
-    format: u8,
+    shape: watch::Receiver<Shape>,
+    /// What a replica saw last; nothing for the writer.
+    seen: Option<watch::Receiver<Seen>>,
     follower: OnceLock<FollowState>,
     poison: Arc<Poison>,
 }
 
-/// The owner of the writer, and of the task that trains a dictionary. Dropping it leaves them running
-/// until all handles are gone; closing it ends the archive in good order.
+/// The owner of the writer, or of the task of a replica that follows one, and of the task that trains a
+/// dictionary. Dropping it leaves them running until all handles are gone; closing it ends the archive in
+/// good order.
 #[derive(Debug)]
 pub struct Guard {
     store: Arc<dyn Store>,
@@ -138,8 +144,7 @@ impl Archive {
     ) -> Result<(Self, Guard)> {
         let Opened {
             figures,
-            near,
-            format,
+            shape,
             dictionaries,
             is_untrained,
         } = open::open(&*store, purpose, near).await?;
@@ -154,7 +159,7 @@ impl Archive {
             limits,
             Arc::clone(&metrics),
             (publish, Arc::clone(&digests), dictionaries.clone()),
-            (figures, near),
+            (figures, shape.near),
             Arc::clone(&poison),
         );
         let writer = tokio::spawn(writer.run(jobs, stop.clone()));
@@ -189,8 +194,8 @@ impl Archive {
             digests,
             dictionaries,
             is_trained,
-            near,
-            format,
+            shape: watch::channel(shape).1,
+            seen: None,
             follower: OnceLock::new(),
             poison,
         };
@@ -205,9 +210,12 @@ impl Archive {
     /// Whether the archive still takes writes.
     ///
     /// # Errors
-    /// `WritesStopped` after a failed write, `ShuttingDown` after close.
+    /// `WritesStopped` after a failed write, `ShuttingDown` after close, `NotTheWriter` on a replica.
     pub fn check_writes(&self) -> Result<()> {
         self.inner.poison.check()?;
+        if self.role() == Role::Replica {
+            return Err(replica::not_the_writer(None));
+        }
         if self.inner.queue.is_closed() {
             return Err(writer_ended());
         }
@@ -220,7 +228,7 @@ impl Archive {
     /// # Errors
     /// `Internal` if the compressor fails.
     pub fn prepare(&self, article: Hashed) -> Result<Prepared> {
-        article.prepare(self.inner.near, &self.inner.dictionaries)
+        article.prepare(self.near_copies(), &self.inner.dictionaries)
     }
 
     /// Stores one article, and returns when it would survive a power cut.
@@ -229,7 +237,7 @@ impl Archive {
     /// waits for the answer.
     ///
     /// # Errors
-    /// `WritesStopped` after a failed write; `ShuttingDown` after close.
+    /// `WritesStopped` after a failed write; `ShuttingDown` after close; `NotTheWriter` on a replica.
     pub async fn put(&self, prepared: Prepared) -> Result<Put> {
         self.enqueue(prepared).await?.result().await
     }
@@ -241,6 +249,7 @@ impl Archive {
     /// `WritesStopped` or `ShuttingDown` if the writer has ended; `Internal` if another archive
     /// prepared the article.
     pub async fn enqueue(&self, prepared: Prepared) -> Result<PendingPut> {
+        self.check_writer().await?;
         let dictionary = prepared.rows.dictionary();
         if let Some(id) = dictionary.filter(|id| self.inner.dictionaries.get(*id).is_none()) {
             let what = format!("dictionary {id}, which an article needs, is another archive's");
@@ -302,11 +311,13 @@ impl Archive {
 
     /// Gives the writer something to do.
     async fn send(&self, job: job::Job) -> Result<()> {
+        self.check_writer().await?;
         let sent = self.inner.queue.send(job).await;
         sent.map_err(|_| writer_ended())
     }
 
-    /// Completes when another process has taken the archive over, which ends this one's use of it.
+    /// Completes when another process has taken the archive over, or a replica can follow it no more,
+    /// which ends this one's use of it.
     pub async fn replaced(&self) -> Error {
         self.inner.store.replaced().await
     }
@@ -338,7 +349,7 @@ impl Archive {
     /// Whether the archive can be asked for near copies.
     #[must_use]
     pub fn near_copies(&self) -> NearCopies {
-        self.inner.near
+        self.inner.shape.borrow().near
     }
 
     /// The format of the archive: the oldest one that says all that is in it.
@@ -346,7 +357,7 @@ impl Archive {
     pub fn format(&self) -> u8 {
         match self.inner.dictionaries.current() {
             Some(_) => record::ARCHIVE_FORMAT,
-            None => self.inner.format,
+            None => self.inner.shape.borrow().format,
         }
     }
 

@@ -24,13 +24,28 @@ pub(super) enum Purpose {
     Restore,
 }
 
+/// What the rows of an archive are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Whether it can be asked for near copies.
+    pub(super) near: NearCopies,
+    pub(super) format: u8,
+}
+
+/// What a replica finds in an archive that another process writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The last sequence given.
+    pub(super) last: Sequence,
+    pub(super) totals: Totals,
+    pub(super) shape: Shape,
+}
+
 /// An archive that was found as it has to be.
 #[derive(Debug)]
 pub(super) struct Opened {
     pub(super) figures: Figures,
-    /// Whether it can be asked for near copies.
-    pub(super) near: NearCopies,
-    pub(super) format: u8,
+    pub(super) shape: Shape,
     pub(super) dictionaries: Dictionaries,
     /// Whether it has no dictionary, not even a damaged one, and may get one.
     pub(super) is_untrained: bool,
@@ -74,11 +89,49 @@ pub(super) async fn open(
     }
     Ok(Opened {
         figures,
-        near,
-        format,
+        shape: Shape { near, format },
         dictionaries,
         is_untrained: kept.is_empty(),
     })
+}
+
+/// Looks what an archive is like that another process writes, and changes nothing.
+pub(super) async fn look(store: &dyn Store) -> Result<Found> {
+    let keys = vec![
+        meta::format(),
+        meta::next_sequence(),
+        meta::totals(),
+        meta::near_copies(),
+    ];
+    let values = store.get_many(keys).await?;
+    let [format, next, totals, near] = values.as_slice() else {
+        return Err(short_answer());
+    };
+    let Some(format) = format else {
+        let what = "the archive is not begun yet; start the server that writes it first";
+        return Err(Error::new(Reason::FileFailed, what));
+    };
+    let format = known_format(format)?;
+    let next = next.as_ref().ok_or_else(|| lost("next sequence"))?;
+    let near = near.as_ref().map(|near| record::decode_near_copies(near));
+    Ok(Found {
+        last: record::decode_sequence(next)?.saturating_sub(1),
+        totals: Totals::decode(totals.as_ref().ok_or_else(|| lost("totals"))?)?,
+        // Without a word on it they are just being written.
+        shape: Shape {
+            near: near.transpose()?.unwrap_or(NearCopies::Off),
+            format,
+        },
+    })
+}
+
+/// Refuses an archive whose restore was not finished.
+pub(super) async fn check_restored(store: &dyn Store) -> Result<()> {
+    let restoring = store.get_many(vec![meta::restoring()]).await?.pop();
+    match restoring.flatten() {
+        Some(end) => Err(unfinished(&end)),
+        None => Ok(()),
+    }
 }
 
 /// Writes the values of table `d` anew, from the log. Until that is done the archive has no word on
@@ -163,22 +216,9 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         // To begin anew here would write over the log.
         return Err(lost("format"));
     };
-    let format = record::decode_format(format)?;
-    if format == 0 || format > ARCHIVE_FORMAT {
-        return Err(Error::new(
-            Reason::FormatUnsupported,
-            format!("the archive has format {format}, this version reads 1 to {ARCHIVE_FORMAT}"),
-        ));
-    }
+    known_format(format)?;
     if let (Some(end), Purpose::Use) = (restoring, purpose) {
-        let end = record::decode_sequence(end)?;
-        return Err(Error::new(
-            Reason::RestoreUnfinished,
-            format!(
-                "a restore of this archive up to sequence {end} was not finished; run it again, it \
-                 goes on where it was"
-            ),
-        ));
+        return Err(unfinished(end));
     }
     let next = next.as_ref().ok_or_else(|| lost("next sequence"))?;
     let next = record::decode_sequence(next)?;
@@ -203,6 +243,30 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
     // It is needed by backups only, but one that is damaged should be noticed before the next.
     read_id(store).await?;
     Ok(Some(figures))
+}
+
+/// A format that this version reads.
+fn known_format(value: &[u8]) -> Result<u8> {
+    let format = record::decode_format(value)?;
+    if (1..=ARCHIVE_FORMAT).contains(&format) {
+        return Ok(format);
+    }
+    let what = format!("the archive has format {format}, this version reads 1 to {ARCHIVE_FORMAT}");
+    Err(Error::new(Reason::FormatUnsupported, what))
+}
+
+/// The error of an archive that a restore would go on with.
+fn unfinished(end: &[u8]) -> Error {
+    match record::decode_sequence(end) {
+        Ok(end) => {
+            let what = format!(
+                "a restore of this archive up to sequence {end} was not finished; run it again, it \
+                 goes on where it was"
+            );
+            Error::new(Reason::RestoreUnfinished, what)
+        }
+        Err(error) => error,
+    }
 }
 
 pub(super) async fn read_id(store: &dyn Store) -> Result<ArchiveId> {

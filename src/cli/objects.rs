@@ -13,6 +13,9 @@ const OBJECTS: &str = "Archives in object storage";
 /// What a lease needs at least: three signs within it, each of which is a request.
 const LEASE_MIN: Duration = Duration::from_millis(100);
 
+/// A look takes several requests.
+const POLL_MIN: Duration = Duration::from_millis(10);
+
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ObjectArgs {
     /// The URL of the object storage, if it is not the provider's own; credentials come from the
@@ -48,6 +51,18 @@ pub(super) struct ObjectArgs {
         value_parser = humantime::parse_duration
     )]
     writer_lease: Duration,
+    /// How often a replica looks what the server that writes has written: more often is fresher, and
+    /// costs more requests
+    #[arg(
+        long,
+        global = true,
+        help_heading = OBJECTS,
+        value_name = "DURATION",
+        env = "PRESSMARK_POLL_INTERVAL",
+        default_value = "500ms",
+        value_parser = humantime::parse_duration
+    )]
+    poll_interval: Duration,
     /// A folder for what can be made anew: copies of what was read, and the search index, without
     /// which there is no search
     #[arg(long, global = true, help_heading = OBJECTS, value_name = "DIR", env = "PRESSMARK_LOCAL_DIR")]
@@ -73,6 +88,9 @@ impl ObjectArgs {
         if self.flush_interval.is_zero() {
             return too_short("flush-interval", Duration::from_millis(1));
         }
+        if self.poll_interval < POLL_MIN {
+            return too_short("poll-interval", POLL_MIN);
+        }
         if self.writer_lease < LEASE_MIN {
             return too_short("writer-lease", LEASE_MIN);
         }
@@ -88,6 +106,7 @@ impl ObjectArgs {
             credentials,
             flush_interval: self.flush_interval,
             lease: self.writer_lease,
+            poll_interval: self.poll_interval,
             cache: self.local_dir.clone().map(|folder| (folder, bytes)),
             ..ObjectOptions::default()
         })

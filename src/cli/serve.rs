@@ -108,6 +108,14 @@ pub(super) struct Args {
     /// in object storage
     #[arg(long, env = "PRESSMARK_STANDBY")]
     standby: bool,
+    /// Only read what another server writes, and follow it; only for archives in object storage, any
+    /// number of servers for each
+    #[arg(
+        long,
+        env = "PRESSMARK_REPLICA",
+        conflicts_with_all = ["standby", "near_copies"]
+    )]
+    replica: bool,
     #[command(flatten)]
     security: security::SecurityArgs,
     #[command(flatten)]
@@ -172,7 +180,11 @@ pub(super) async fn run(
     options.page = http_address.is_some() && args.web.page();
     store_options.objects.name = address.to_string();
     let index = search_place(&locator, &store_options);
-    let store = store::open(&locator, store_options).await?;
+    let store = if args.replica {
+        store::open_replica(&locator, &store_options).await?
+    } else {
+        store::open(&locator, store_options).await?
+    };
     let files_max = raise_file_limit();
     let (archive, guard) = open_archive(&args, store).await?;
     let (search, search_guard) = open_search(args.search, &archive, index)?.unzip();
@@ -279,6 +291,7 @@ fn announce(
 async fn open_archive(args: &Args, store: Arc<dyn Store>) -> Result<(Archive, Guard)> {
     let limits = args.limits.archive();
     match args.near_copies {
+        _ if args.replica => Archive::open_replica(store, limits).await,
         None => Archive::open(store, limits).await,
         Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await,
         Some(Switch::Off) => Archive::open_with(store, limits, NearCopies::Off).await,
@@ -307,7 +320,8 @@ fn begin_scrub(args: &Args, archive: &Archive) -> Option<JoinHandle<()>> {
         interval: args.scrub_interval,
         bytes_per_second_max: u64::from(args.scrub_rate_mib) * 1024 * 1024,
     };
-    let is_on = !args.scrub_interval.is_zero();
+    // A replica could not keep what it found.
+    let is_on = !args.scrub_interval.is_zero() && !args.replica;
     is_on.then(|| tokio::spawn(scrub::run(archive.clone(), schedule)))
 }
 

@@ -14,7 +14,7 @@ use super::questions::search_of;
 use super::verify::Verify;
 use super::{ResponseStream, proto};
 use crate::archive::backup::Backup;
-use crate::archive::{Archive, NearCopies, ScrubResult};
+use crate::archive::{Archive, NearCopies, Role, ScrubResult};
 use crate::search::Search;
 
 /// Answers questions about the server and the archive.
@@ -39,6 +39,8 @@ impl AdminService for Admin {
         request: Request<proto::VerifyArchiveRequest>,
     ) -> Result<Response<Self::VerifyArchiveStream>, Status> {
         if request.get_ref().repair {
+            let writes = self.archive.check_writer().await;
+            writes.map_err(|error| status_of(&error))?;
             audit::repairs(audit::caller(&request).as_ref());
         }
         let (events, stream) = mpsc::channel(1);
@@ -69,14 +71,25 @@ impl AdminService for Admin {
         &self,
         _request: Request<proto::GetServerInfoRequest>,
     ) -> Result<Response<proto::GetServerInfoResponse>, Status> {
+        let staleness = self.archive.staleness();
+        let (role, writer) = match self.archive.role() {
+            Role::Writer => (proto::ServerRole::Writer, None),
+            Role::Replica => {
+                // Whether the storage can be reached is what staleness tells.
+                let writer = self.archive.writer().await.unwrap_or_default();
+                (proto::ServerRole::Replica, writer)
+            }
+        };
         Ok(Response::new(proto::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: u32::from(self.archive.format()),
             engine: self.archive.engine().to_owned(),
-            role: proto::ServerRole::Writer.into(),
+            role: role.into(),
             limits: Some(limits_message(self.archive.limits(), &self.service_limits)),
             near_copies: Some(self.archive.near_copies() == NearCopies::On),
             search: Some(self.search.is_some()),
+            staleness: staleness.and_then(|staleness| staleness.try_into().ok()),
+            writer: writer.unwrap_or_default(),
         }))
     }
 

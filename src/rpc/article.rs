@@ -77,6 +77,8 @@ impl ArticleService for Articles {
         &self,
         request: Request<Streaming<ImportArticlesRequest>>,
     ) -> Result<Response<Self::ImportArticlesStream>, Status> {
+        let writes = self.archive.check_writer().await;
+        writes.map_err(|error| status_of(&error))?;
         let (pending, results) = mpsc::channel(self.archive.limits().import_results_max);
         let (answers, stream) = mpsc::channel(1);
         let (archive, stop) = (self.archive.clone(), self.stop.clone());
@@ -211,6 +213,7 @@ async fn to_its_end<T: Send + 'static>(
 
 impl Articles {
     async fn put(&self, request: proto::PutArticleRequest, caller: Option<Caller>) -> Result<Put> {
+        self.archive.check_writer().await?;
         let article = request
             .article
             .ok_or_else(|| Error::field(Reason::ArgumentInvalid, "article", "is missing"))?;

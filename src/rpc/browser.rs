@@ -17,18 +17,20 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use url::Url;
 
 use super::gate::Gate;
+use super::headers::MIN_SEQUENCE;
 use crate::error::{Error, Reason, Result, excerpt};
 
 /// How long a browser remembers what a site may send.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 
 /// The headers of requests that the server, or gRPC-Web, knows what to do with.
-const REQUEST_HEADERS: [&str; 10] = [
+const REQUEST_HEADERS: [&str; 11] = [
     "authorization",
     "content-type",
     "grpc-accept-encoding",
     "grpc-encoding",
     "grpc-timeout",
+    MIN_SEQUENCE,
     "traceparent",
     "tracestate",
     "x-grpc-web",

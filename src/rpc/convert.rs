@@ -357,6 +357,7 @@ pub(super) fn limits_message(limits: &Limits, service: &ServiceLimits) -> proto:
         keepalive_interval_ms: Some(millis(service.keepalive_interval)),
         header_bytes_max: service.header_bytes_max.into(),
         queue_wait_ms_max: millis(service.queue_wait_max),
+        staleness_ms_max: millis(service.staleness_max),
     }
 }
 

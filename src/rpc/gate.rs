@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
@@ -28,11 +27,13 @@ use super::browser::Origins;
 use super::caller::{Caller, Callers, REQUEST_ID, request_id};
 use super::convert::status_of;
 use super::frames::Frames;
+use super::headers::{bearer, check_headers, min_sequence_of, timeout_of};
 use super::limits::ServiceLimits;
 use super::methods::{Method, Shape};
 use super::observe::{Call, RequestMetrics};
+use super::replica;
 use super::trace::Traces;
-use crate::archive;
+use crate::archive::Archive;
 use crate::error::{Error, Reason, Result};
 
 /// Keys of the rate limiter above which those that are at rest are forgotten, and how often at most:
@@ -40,11 +41,9 @@ use crate::error::{Error, Reason, Result};
 const RATE_KEYS_MAX: usize = 10_000;
 const RATE_KEYS_PAUSE_MS: u64 = 1000;
 
-/// What HTTP/2 counts for a header besides its name and value.
-const HEADER_BYTES: usize = 32;
-
 /// What all connections share.
 pub(super) struct Shared {
+    pub(super) archive: Archive,
     pub(super) limits: ServiceLimits,
     message_bytes_max: u32,
     article_message_bytes_max: u32,
@@ -68,7 +67,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(
         limits: ServiceLimits,
-        archive: &archive::Limits,
+        archive: &Archive,
         callers: Callers,
         metrics: RequestMetrics,
         stop: CancellationToken,
@@ -78,14 +77,15 @@ impl Shared {
             Arc::new(Semaphore::new(count.min(Semaphore::MAX_PERMITS)))
         };
         let narrow = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-        let article_message_bytes_max = narrow(archive.article_message_bytes_max);
+        let article_message_bytes_max = narrow(archive.limits().article_message_bytes_max);
         // A message that fits its own limit has to fit this one.
         let room = limits
             .request_bytes_in_flight_max
             .max(article_message_bytes_max);
         Self {
+            archive: archive.clone(),
             limits,
-            message_bytes_max: narrow(archive.message_bytes_max),
+            message_bytes_max: narrow(archive.limits().message_bytes_max),
             article_message_bytes_max,
             access: callers.access,
             origins: callers.origins,
@@ -162,6 +162,8 @@ pub(super) struct Admission {
     /// The place that it takes while it is worked on.
     pub(super) permit: Option<OwnedSemaphorePermit>,
     pub(super) deadline: Option<Instant>,
+    /// The sequence that the archive has to have come to.
+    min_sequence: Option<u64>,
 }
 
 impl Service<Request<Body>> for Gate {
@@ -215,6 +217,7 @@ impl Gate {
                 identity,
                 permit,
                 deadline,
+                min_sequence,
             }) => {
                 if let Some(identity) = &identity {
                     tracing::Span::current().record("identity", identity.name.as_str());
@@ -226,7 +229,16 @@ impl Gate {
                 });
                 let claim = Claim::default();
                 let request = request.map(|body| self.request_body(body, method, &call, &claim));
-                let served = self.routes.call(request);
+                let reached = match min_sequence {
+                    None => Ok(()),
+                    Some(asked) => replica::reach(asked, deadline, shared).await,
+                };
+                let served = async {
+                    match reached {
+                        Ok(()) => self.routes.call(request).await,
+                        Err(error) => Ok(status_of(&error).into_http()),
+                    }
+                };
                 let response = match deadline {
                     None => served.await,
                     Some(deadline) => tokio::time::timeout_at(deadline, served)
@@ -322,6 +334,7 @@ impl Door {
             Err(error) => return Err(self.check_rate(None).err().unwrap_or(error)),
         };
         let asked = timeout_of(headers)?;
+        let min_sequence = min_sequence_of(headers)?.filter(|_| method.is_ours());
         if method.role.is_some() {
             self.check_rate(identity.as_deref())?;
         }
@@ -354,6 +367,7 @@ impl Door {
             identity,
             permit,
             deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            min_sequence,
         })
     }
 
@@ -432,98 +446,4 @@ fn place(places: &Arc<Semaphore>, what: &str, most: u32) -> Result<OwnedSemaphor
         let what = format!("the server has {most} {what} open, which is as many as it takes");
         Error::new(Reason::TooManyRequests, what)
     })
-}
-
-/// Refuses more bytes of headers than may be.
-fn check_headers(headers: &HeaderMap, most: u32) -> Result<()> {
-    let bytes = headers.iter().map(|(name, value)| {
-        let length = name.as_str().len() + value.len() + HEADER_BYTES;
-        u32::try_from(length).unwrap_or(u32::MAX)
-    });
-    let bytes = bytes.fold(0, u32::saturating_add);
-    if bytes > most {
-        let what = format!("the headers have {bytes} bytes, the limit is {most}");
-        return Err(Error::new(Reason::HeadersTooLarge, what));
-    }
-    Ok(())
-}
-
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>> {
-    let Some(value) = headers.get(http::header::AUTHORIZATION) else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default();
-    let token = text.split_once(' ').and_then(|(scheme, token)| {
-        scheme
-            .eq_ignore_ascii_case("bearer")
-            .then_some(token.trim_start())
-    });
-    token.map(Some).ok_or_else(|| {
-        let what = "the header `authorization` is not `Bearer TOKEN`";
-        Error::new(Reason::CredentialsUnknown, what)
-    })
-}
-
-/// The time that a client gives a request: up to eight digits and a unit.
-fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>> {
-    let Some(value) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let text = value.to_str().unwrap_or_default();
-    let parsed = text.len().checked_sub(1).and_then(|end| {
-        let (digits, unit) = text.split_at_checked(end)?;
-        if digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let count: u64 = digits.parse().ok()?;
-        Some(match unit {
-            "H" => Duration::from_secs(count * 3600),
-            "M" => Duration::from_secs(count * 60),
-            "S" => Duration::from_secs(count),
-            "m" => Duration::from_millis(count),
-            "u" => Duration::from_micros(count),
-            "n" => Duration::from_nanos(count),
-            _ => return None,
-        })
-    });
-    parsed.map(Some).ok_or_else(|| {
-        let what = format!("{text:?} is not up to eight digits and one of H, M, S, m, u, n");
-        Error::field(Reason::ArgumentInvalid, "grpc-timeout", what)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn header(name: &'static str, value: &str) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        headers.insert(name, value.parse().unwrap());
-        headers
-    }
-
-    #[test]
-    fn timeouts_are_read_as_the_protocol_says() {
-        let read = |text| timeout_of(&header("grpc-timeout", text));
-        assert_eq!(read("5S").unwrap(), Some(Duration::from_secs(5)));
-        assert_eq!(
-            read("99999999H").unwrap(),
-            Some(Duration::from_secs(359_999_996_400))
-        );
-        assert_eq!(read("1m").unwrap(), Some(Duration::from_millis(1)));
-        assert_eq!(timeout_of(&HeaderMap::new()).unwrap(), None);
-        for text in ["", "S", "5", "5s", "-5S", "+5S", "123456789S", "5 S", "é"] {
-            assert!(read(text).is_err() || text == "S", "{text}");
-        }
-    }
-
-    #[test]
-    fn a_header_without_a_token_is_no_anonymous_call() {
-        let read =
-            |text: &str| bearer(&header("authorization", text)).map(|t| t.map(str::to_owned));
-        assert_eq!(read("Bearer x").unwrap().as_deref(), Some("x"));
-        assert_eq!(read("bearer  x").unwrap().as_deref(), Some("x"));
-        assert!(read("Basic x").is_err());
-        assert!(read("x").is_err());
-    }
 }

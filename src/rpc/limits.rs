@@ -31,6 +31,8 @@ pub struct ServiceLimits {
     pub header_bytes_max: u32,
     /// How long a put may wait for a place in the writer's queue.
     pub queue_wait_max: Duration,
+    /// How far a replica may be behind before it says that it should get no requests.
+    pub staleness_max: Duration,
 }
 
 impl Default for ServiceLimits {
@@ -47,6 +49,7 @@ impl Default for ServiceLimits {
             keepalive_interval: Duration::from_secs(60),
             header_bytes_max: 16 * 1024,
             queue_wait_max: Duration::from_secs(10),
+            staleness_max: Duration::from_secs(10),
         }
     }
 }

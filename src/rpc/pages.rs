@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
@@ -19,6 +20,7 @@ use tower::Service;
 use super::connection::Serve;
 use super::gate::Connection;
 use super::observe::RequestMetrics;
+use super::replica::check_serves;
 use super::web::{self, Web};
 use crate::archive::{Archive, Stats};
 use crate::error::{Error, Reason, Result};
@@ -35,6 +37,8 @@ const TEXT_TYPE: &str = "text/plain; charset=utf-8";
 pub(super) struct Pages {
     pub(super) archive: Archive,
     pub(super) search: Option<Search>,
+    /// How far a replica may be behind.
+    pub(super) staleness_max: Duration,
     pub(super) metrics: RequestMetrics,
     /// The page, unless the server does without.
     pub(super) web: Option<Web>,
@@ -88,7 +92,7 @@ impl Pages {
                 return page(unavailable, TEXT_TYPE, "stops\n");
             }
             "/readyz" => {
-                return match self.archive.check_writes() {
+                return match check_serves(&self.archive, self.staleness_max) {
                     Ok(()) => page(StatusCode::OK, TEXT_TYPE, "serves\n"),
                     Err(error) => page(unavailable, TEXT_TYPE, &format!("{error}\n")),
                 };
@@ -150,8 +154,13 @@ impl Pages {
         );
         let queued = u64::try_from(stats.queued_count).unwrap_or(u64::MAX);
         gauge("queued_articles", "Articles waiting for the writer", queued);
-        let takes_writes = u64::from(self.archive.check_writes().is_ok());
-        gauge("takes_writes", "1, or 0 after a write failed", takes_writes);
+        let staleness = self.archive.staleness();
+        let what = "1 on a replica, 0 on the server that writes";
+        gauge("is_replica", what, u64::from(staleness.is_some()));
+        if staleness.is_none() {
+            let takes_writes = u64::from(self.archive.check_writes().is_ok());
+            gauge("takes_writes", "1, or 0 after a write failed", takes_writes);
+        }
         if let Some(scrub) = stats.last_scrub {
             let at = u64::try_from(scrub.finished_at.seconds()).unwrap_or_default();
             let name = "scrub_finished_timestamp_seconds";
@@ -167,6 +176,11 @@ impl Pages {
             let behind = ConstGauge::new(backup.behind.as_secs_f64());
             let what = "How long records have been waiting for the backup";
             registry.register_with_unit("backup_behind", what, Unit::Seconds, behind);
+        }
+        if let Some(staleness) = staleness {
+            let staleness = ConstGauge::new(staleness.as_secs_f64());
+            let what = "The most that the replica can lag behind";
+            registry.register_with_unit("staleness", what, Unit::Seconds, staleness);
         }
         if let Some(search) = &self.search {
             let indexed = search.status();

@@ -31,6 +31,7 @@ use super::pages::Pages;
 use super::proto::admin_service_server::{AdminServiceServer, SERVICE_NAME as ADMIN_SERVICE};
 use super::proto::article_service_server::{ArticleServiceServer, SERVICE_NAME as ARTICLE_SERVICE};
 use super::reload::Reload;
+use super::replica::check_serves;
 use super::tls::{self, ClientCertificate, TlsFiles};
 use super::trace::Traces;
 use super::web::{Audience, Web};
@@ -47,7 +48,7 @@ pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// The name under which health is asked for the whole server.
 const WHOLE_SERVER: &str = "";
 
-/// How often it is looked whether the archive still takes writes.
+/// How often it is looked whether the archive still takes writes, or follows who does.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Connections of the second port.
@@ -155,7 +156,7 @@ pub async fn serve(
         tokio::join!(
             follow(files.access),
             follow(files.tls),
-            watch_writes(&archive, &health)
+            watch_archive(&archive, options.limits.staleness_max, &health)
         );
     };
     tokio::select! {
@@ -228,7 +229,8 @@ async fn ports(
     files: &Files,
     options: &ServeOptions,
 ) -> Result<(Port<Grpc>, Port<Pages>, HealthReporter)> {
-    let limits = *services.archive.limits();
+    let archive = &services.archive;
+    let limits = *archive.limits();
     let stop = CancellationToken::new();
     let metrics = RequestMetrics::default();
     let callers = Callers {
@@ -237,13 +239,14 @@ async fn ports(
         traces: options.traces.clone(),
     };
     let stopping = stop.clone();
-    let shared = Shared::new(options.limits, &limits, callers, metrics.clone(), stopping);
+    let shared = Shared::new(options.limits, archive, callers, metrics.clone(), stopping);
     let shared = Arc::new(shared);
     let articles = articles(&services, &options.limits, &stop);
     let web = || Web::new(articles.clone(), Arc::clone(&shared), audience(options));
     let pages = Pages {
         archive: services.archive.clone(),
         search: services.search.clone(),
+        staleness_max: options.limits.staleness_max,
         metrics,
         web: options.page.then(web),
         stop: stop.clone(),
@@ -303,16 +306,29 @@ async fn follow<T>(reload: Option<Reload<T>>) {
     }
 }
 
-/// Waits until the archive takes no writes any more, and says so to whoever asks for its health.
-async fn watch_writes(archive: &Archive, health: &HealthReporter) {
+/// Looks whether the archive takes writes, or is a replica that is fresh enough, and says so to whoever
+/// asks for its health. A writer that takes none does not before it is opened again.
+async fn watch_archive(archive: &Archive, staleness_max: Duration, health: &HealthReporter) {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
+    let mut is_serving = true;
     loop {
         interval.tick().await;
-        if let Err(error) = archive.check_writes() {
-            tracing::error!(%error, "the archive takes no writes until it is opened again");
-            set_health(health, ServingStatus::NotServing).await;
-            return std::future::pending().await;
+        let checked = check_serves(archive, staleness_max);
+        if checked.is_ok() == is_serving {
+            continue;
         }
+        is_serving = checked.is_ok();
+        let status = match checked {
+            Ok(()) => {
+                tracing::info!("the archive is served again");
+                ServingStatus::Serving
+            }
+            Err(error) => {
+                tracing::error!(%error, "the archive is not served as it should be");
+                ServingStatus::NotServing
+            }
+        };
+        set_health(health, status).await;
     }
 }
 
@@ -332,17 +348,11 @@ pub async fn serve_pipe(
         stream_idle_max: Duration::ZERO,
         ..ServiceLimits::default()
     };
-    let archive_limits = *services.archive.limits();
+    let archive = services.archive.clone();
     let articles = articles(&services, &limits, &stop);
     let (routes, _health) = routes(services, articles, &limits).await?;
     let metrics = RequestMetrics::default();
-    let shared = Shared::new(
-        limits,
-        &archive_limits,
-        Callers::default(),
-        metrics,
-        stop.clone(),
-    );
+    let shared = Shared::new(limits, &archive, Callers::default(), metrics, stop.clone());
     let shared = Arc::new(shared);
     let port = Port {
         serve: Grpc {
@@ -353,7 +363,7 @@ pub async fn serve_pipe(
         places: places(&limits),
         shared,
         protocols: Protocols::Http2,
-        streams_max: archive_limits.connection_streams_max,
+        streams_max: archive.limits().connection_streams_max,
         tls: None,
         tasks: TaskTracker::new(),
         stop,

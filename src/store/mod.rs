@@ -11,6 +11,7 @@ mod memory;
 mod order;
 mod overlay;
 mod reads;
+mod replica;
 mod room;
 mod slate;
 mod sled;
@@ -26,10 +27,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 
 pub use self::locator::{Locator, Objects, Provider};
 pub use self::memory::MemoryStore;
-pub use self::slate::SlateStore;
+pub use self::replica::{Look, open_replica};
+pub use self::slate::{SlateReplica, SlateStore};
 pub use self::sled::SledStore;
 use crate::error::{Error, Reason, Result, panic};
 
@@ -290,8 +293,18 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(Commit::durable())
     }
 
-    /// Completes when another process has taken the archive over, with what to tell of it; never for
-    /// an engine that an archive cannot be taken from.
+    /// How a replica follows what another process writes; nothing for who writes itself.
+    fn looks(&self) -> Option<watch::Receiver<Look>> {
+        None
+    }
+
+    /// What the process calls itself that writes what a replica follows; nothing if there is none.
+    async fn writer(&self) -> Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Completes when another process has taken the archive over, or a replica can follow it no more,
+    /// with what to tell of it; never for an engine that this cannot happen to.
     async fn replaced(&self) -> Error {
         std::future::pending().await
     }
@@ -367,6 +380,8 @@ pub struct ObjectOptions {
     pub flush_interval: Duration,
     /// How long a writer has to be silent until another process may take over from it.
     pub lease: Duration,
+    /// How often a replica looks what the writer did: more often is fresher, and dearer.
+    pub poll_interval: Duration,
     /// What other processes are told of this one while it has the archive open.
     pub name: String,
     /// A folder for copies of what is read, and how many bytes they may take.
@@ -399,6 +414,7 @@ impl Default for ObjectOptions {
             credentials: None,
             flush_interval: Duration::from_millis(50),
             lease: Duration::from_secs(3),
+            poll_interval: Duration::from_millis(500),
             name: format!("process {}", std::process::id()),
             cache: None,
         }

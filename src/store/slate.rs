@@ -13,13 +13,17 @@
 //! - Reads see rows that are not durable yet, as the writer has to; the archive shows them to nobody
 //!   before they are. All reads of one call are of one snapshot.
 //! - Every request has a price, and is counted (see `requests.rs`).
+//!
+//! Other processes can read while one writes (see `replica.rs`).
 
 mod lease;
 mod place;
 mod probe;
+mod replica;
 mod requests;
 mod scan;
 mod settings;
+mod sight;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -31,9 +35,10 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use slatedb::config::ReadOptions;
 use slatedb::manifest::SsTableView;
-use slatedb::{CloseReason, Db, DbSnapshot, ErrorKind, WriteBatch, WriteHandle};
+use slatedb::{CloseReason, Db, DbReadOps, DbSnapshot, ErrorKind, WriteBatch, WriteHandle};
 
 use self::lease::{Held, Lease};
+pub use self::replica::SlateReplica;
 use self::requests::{Counted, Counts};
 use super::{
     Batch, Change, Chunk, Commit, Durability, Objects, Poison, Scan, Store, StoreOptions,
@@ -165,21 +170,11 @@ impl Store for SlateStore {
     }
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
-        let snapshot = &self.snapshot()?;
-        let options = &ReadOptions::default();
-        let reads = keys
-            .into_iter()
-            .map(|key| async move { snapshot.get_with_options(key, options).await });
-        let values = stream::iter(reads).buffered(READS_MAX);
-        values.try_collect().await.map_err(read_failed)
+        get_all(&*self.snapshot()?, keys).await
     }
 
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
-        let snapshot = &self.snapshot()?;
-        let reads = scans
-            .into_iter()
-            .map(|scan| async move { scan::chunk(snapshot, &scan).await });
-        stream::iter(reads).buffered(READS_MAX).try_collect().await
+        scan_all(&*self.snapshot()?, scans).await
     }
 
     async fn write(&self, batch: Batch, durability: Durability) -> Result<()> {
@@ -242,6 +237,25 @@ impl Store for SlateStore {
         }
         self.poison.check().and(closed)
     }
+}
+
+async fn get_all<R: DbReadOps + Sync>(
+    reader: &R,
+    keys: Vec<Vec<u8>>,
+) -> Result<Vec<Option<Bytes>>> {
+    let options = &ReadOptions::default();
+    let reads = keys
+        .into_iter()
+        .map(|key| async move { reader.get_with_options(key, options).await });
+    let values = stream::iter(reads).buffered(READS_MAX);
+    values.try_collect().await.map_err(read_failed)
+}
+
+async fn scan_all<R: DbReadOps + Sync>(reader: &R, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
+    let reads = scans
+        .into_iter()
+        .map(|scan| async move { scan::chunk(reader, &scan).await });
+    stream::iter(reads).buffered(READS_MAX).try_collect().await
 }
 
 /// A batch as SlateDB takes it, unless it is empty.

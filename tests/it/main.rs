@@ -32,6 +32,8 @@ mod browser;
 mod cancel;
 // Object storage that three machines would keep: what is left when some of them are gone.
 mod ceph;
+// Replicas of archives there: what they add, and how fresh they are.
+mod ceph_replicas;
 // The command line: output, exit codes, pipes and signals.
 mod cli;
 // Real articles, through the command line.
@@ -84,6 +86,10 @@ mod questions;
 mod raw;
 // Reads of single articles, look-ups of many, sources and figures.
 mod reads;
+// Replicas of an archive: what they read, and how they follow.
+mod replica;
+// Replicas and their writer as processes, which are killed and stopped.
+mod replicas;
 // Repair: what is mended, what is set aside and healed, and that load goes on beside it.
 mod repair;
 // The service as a client sees it.

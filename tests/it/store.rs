@@ -14,6 +14,7 @@ use Direction::{Ascending, Descending};
 use Durability::{Buffered, Synced};
 
 on_each_engine!(conformance);
+on_engine!(replica, Replica, conformance);
 
 pub async fn conformance(engine: Engine) -> TestResult {
     let folder = TempDir::new()?;

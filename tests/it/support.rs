@@ -50,6 +50,8 @@ pub enum Engine {
     Sled,
     /// SlateDB, with a folder for object storage.
     Slate,
+    /// What a replica of that reads.
+    Replica,
     /// SlateDB on a Ceph of three OSDs.
     Ceph,
 }
@@ -62,6 +64,10 @@ impl Engine {
             Self::Memory => Locator::Memory,
             Self::Sled => Locator::Folder(folder.join("archive")),
             Self::Slate => bucket_in(folder),
+            Self::Replica => {
+                let place = bucket_in(folder);
+                return Ok(Arc::new(crate::replica::Followed::open(&place).await?));
+            }
             Self::Ceph => {
                 options = crate::ceph::options();
                 crate::ceph::place_for(folder)
@@ -89,6 +95,7 @@ pub fn small_cache() -> StoreOptions {
         objects: ObjectOptions {
             flush_interval: Duration::from_millis(1),
             lease: Duration::from_millis(300),
+            poll_interval: Duration::from_millis(20),
             ..ObjectOptions::default()
         },
         ..StoreOptions::default()
@@ -178,7 +185,7 @@ impl TestArchive {
         drop(archive);
         let store = match engine {
             Engine::Memory => store,
-            Engine::Sled | Engine::Slate | Engine::Ceph => {
+            Engine::Sled | Engine::Slate | Engine::Replica | Engine::Ceph => {
                 guard.close().await.unwrap();
                 engine.open(folder.path()).await.unwrap()
             }

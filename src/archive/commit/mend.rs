@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::super::dictionaries;
+use super::super::limits::Limits;
 use super::super::reader::{Reader, advance, short_answer};
 use super::super::verify::{Apply, Mend, Repair, RepairCounts, Snapshot, StoredFigures};
 use super::plan::put_rows;
@@ -32,63 +33,7 @@ impl Writer {
                 beyond: Vec::new(),
             });
         }
-        let keys = vec![meta::next_sequence(), meta::totals()];
-        let values = self.store.get_many(keys).await?;
-        let [next, totals] = values.as_slice() else {
-            return Err(short_answer());
-        };
-        // What cannot be read is as wrong as a wrong number.
-        let next = next
-            .as_ref()
-            .and_then(|next| record::decode_sequence(next).ok());
-        let totals = totals
-            .as_ref()
-            .and_then(|totals| Totals::decode(totals).ok());
-        let figures = StoredFigures {
-            next: next.unwrap_or_default(),
-            totals: totals.unwrap_or_default(),
-            sources: self.stored_sources().await?,
-        };
-        Ok(Snapshot {
-            as_of,
-            figures: Some(figures),
-            beyond: self.rows_beyond(as_of).await?,
-        })
-    }
-
-    /// Keys of the log behind a sequence, at most as many as a check lists.
-    async fn rows_beyond(&self, last: Sequence) -> Result<Vec<Bytes>> {
-        let scan = Scan {
-            range: key::log(last + 1)..key::prefix_end(&[key::TABLE_LOG]),
-            direction: Direction::Ascending,
-            rows_max: self.limits.verify_findings_max.max(1),
-            bytes_max: self.limits.group_bytes_max,
-        };
-        let chunk = self.store.scan_many(vec![scan]).await?.pop();
-        let rows = chunk.ok_or_else(short_answer)?.rows;
-        Ok(rows.into_iter().map(|row| row.key).collect())
-    }
-
-    async fn stored_sources(&self) -> Result<BTreeMap<String, Option<SourceStats>>> {
-        let mut sources = BTreeMap::new();
-        let mut range = meta::sources();
-        loop {
-            let scan = Scan {
-                range: range.clone(),
-                direction: Direction::Ascending,
-                rows_max: SOURCES_MAX,
-                bytes_max: self.limits.group_bytes_max,
-            };
-            let chunk = self.store.scan_many(vec![scan]).await?.pop();
-            let chunk = chunk.ok_or_else(short_answer)?;
-            for row in &chunk.rows {
-                let name = meta::parse_source(&row.key).unwrap_or_default();
-                sources.insert(name.to_owned(), SourceStats::decode(&row.value).ok());
-            }
-            if !advance(&mut range, &chunk) {
-                return Ok(sources);
-            }
-        }
+        stored_snapshot(&*self.store, &self.limits, as_of).await
     }
 
     /// Repairs the archive; everything else that wants to write waits.
@@ -143,6 +88,75 @@ impl Writer {
         batch.put(meta::scrub(), result.encode());
         let written = self.store.write(batch, Durability::Synced).await;
         written.inspect_err(|error| self.poison.set(error))
+    }
+}
+
+/// The figures as they are stored, and what is behind a sequence. They fit each other if nothing is
+/// written meanwhile.
+pub(in crate::archive) async fn stored_snapshot(
+    store: &dyn Store,
+    limits: &Limits,
+    as_of: Sequence,
+) -> Result<Snapshot> {
+    let keys = vec![meta::next_sequence(), meta::totals()];
+    let values = store.get_many(keys).await?;
+    let [next, totals] = values.as_slice() else {
+        return Err(short_answer());
+    };
+    // What cannot be read is as wrong as a wrong number.
+    let next = next
+        .as_ref()
+        .and_then(|next| record::decode_sequence(next).ok());
+    let totals = totals
+        .as_ref()
+        .and_then(|totals| Totals::decode(totals).ok());
+    let figures = StoredFigures {
+        next: next.unwrap_or_default(),
+        totals: totals.unwrap_or_default(),
+        sources: stored_sources(store, limits).await?,
+    };
+    Ok(Snapshot {
+        as_of,
+        figures: Some(figures),
+        beyond: rows_beyond(store, limits, as_of).await?,
+    })
+}
+
+/// Keys of the log behind a sequence, at most as many as a check lists.
+async fn rows_beyond(store: &dyn Store, limits: &Limits, last: Sequence) -> Result<Vec<Bytes>> {
+    let scan = Scan {
+        range: key::log(last + 1)..key::prefix_end(&[key::TABLE_LOG]),
+        direction: Direction::Ascending,
+        rows_max: limits.verify_findings_max.max(1),
+        bytes_max: limits.group_bytes_max,
+    };
+    let chunk = store.scan_many(vec![scan]).await?.pop();
+    let rows = chunk.ok_or_else(short_answer)?.rows;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+async fn stored_sources(
+    store: &dyn Store,
+    limits: &Limits,
+) -> Result<BTreeMap<String, Option<SourceStats>>> {
+    let mut sources = BTreeMap::new();
+    let mut range = meta::sources();
+    loop {
+        let scan = Scan {
+            range: range.clone(),
+            direction: Direction::Ascending,
+            rows_max: SOURCES_MAX,
+            bytes_max: limits.group_bytes_max,
+        };
+        let chunk = store.scan_many(vec![scan]).await?.pop();
+        let chunk = chunk.ok_or_else(short_answer)?;
+        for row in &chunk.rows {
+            let name = meta::parse_source(&row.key).unwrap_or_default();
+            sources.insert(name.to_owned(), SourceStats::decode(&row.value).ok());
+        }
+        if !advance(&mut range, &chunk) {
+            return Ok(sources);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::check::Check;
 pub(super) use self::repair::{Apply, Mend, Repair};
 use super::job::Job;
-use super::{Archive, writer_ended};
+use super::{Archive, Role, writer_ended};
 use crate::article::{ContentHash, Timestamp};
 use crate::error::Result;
 use crate::key::{self, IndexFacts, NearCopies, Sequence};
@@ -225,12 +225,12 @@ impl Archive {
     /// # Errors
     /// `StoreFailed` if the store cannot be read; `ShuttingDown` after close.
     pub async fn verify_with(&self, options: &VerifyOptions) -> Result<VerifyReport> {
-        let deleted_before = self.inner.metrics.deleted.get();
+        let deleted_before = self.deleted_count().await?;
         let mut snapshot = self.snapshot().await?;
         let mut check = Check::new(
             self.reader(),
             &self.inner.limits,
-            (snapshot.as_of, self.inner.near),
+            (snapshot.as_of, self.near_copies()),
             options,
         );
         let walked = match check.log(&snapshot.beyond).await {
@@ -246,15 +246,26 @@ impl Archive {
         // The tombstone of a delete can be read a moment before the delete is durable and counted.
         // Once the writer has answered again, none is in between.
         self.snapshot().await?;
-        if self.inner.metrics.deleted.get() != deleted_before {
+        if self.deleted_count().await? != deleted_before {
             // The log no longer adds up to what it did.
             snapshot.figures = None;
         }
         Ok(check.finish(snapshot.figures.as_ref()))
     }
 
+    /// What goes up with each delete.
+    async fn deleted_count(&self) -> Result<u64> {
+        match self.role() {
+            Role::Writer => Ok(self.inner.metrics.deleted.get()),
+            Role::Replica => Ok(self.figures().await?.1.deleted_count),
+        }
+    }
+
     /// The figures between two writes.
     async fn snapshot(&self) -> Result<Snapshot> {
+        if self.role() == Role::Replica {
+            return self.followed_snapshot().await;
+        }
         let (done, snapshot) = oneshot::channel();
         self.send(Job::Snapshot(done)).await?;
         snapshot.await.map_err(|_| writer_ended())?

@@ -136,6 +136,15 @@ pub(super) struct LimitArgs {
         value_parser = humantime::parse_duration
     )]
     queue_wait_max: Duration,
+    /// How far a replica may be behind before it says that it is not ready
+    #[arg(
+        long,
+        value_name = "DURATION",
+        env = "PRESSMARK_STALENESS_MAX",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
+    staleness_max: Duration,
 }
 
 impl LimitArgs {
@@ -164,6 +173,7 @@ impl LimitArgs {
             keepalive_interval: self.keepalive_interval,
             header_bytes_max: u32::from(self.header_kib_max) * 1024,
             queue_wait_max: self.queue_wait_max,
+            staleness_max: self.staleness_max,
         }
     }
 }

@@ -159,12 +159,19 @@ impl Lease {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first tick comes at once, for what is written already.
         ticks.tick().await;
+        let mut last = Instant::now();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = stop.cancelled() => return self.remove().await,
                 () = &mut lost => return,
             }
+            // Whoever was stopped for long may have lost the archive and not know it yet.
+            if last.elapsed() >= self.silence_max && self.is_anothers().await {
+                tracing::warn!("another process says that it has {} open", self.place);
+                return;
+            }
+            last = Instant::now();
             self.note.beat += 1;
             if let Err(error) = self.write().await {
                 tracing::warn!(%error, "cannot tell others that {} is open here", self.place);
@@ -181,6 +188,17 @@ impl Lease {
         if ours && let Err(error) = self.store.delete(&self.location).await {
             tracing::warn!(%error, "cannot tell others that {} is closed", self.place);
         }
+    }
+
+    /// What the process calls itself that has the archive open, or had and ended without saying so.
+    pub(super) async fn holder(&self) -> Result<Option<String>> {
+        Ok(self.read().await?.map(|note| note.name))
+    }
+
+    /// Whether another process says that it has the archive open.
+    async fn is_anothers(&self) -> bool {
+        let note = self.read().await.ok().flatten();
+        note.is_some_and(|note| note.holder != self.note.holder)
     }
 
     async fn read(&self) -> Result<Option<Note>> {

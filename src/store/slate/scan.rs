@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use slatedb::config::ScanOptions;
 use slatedb::{
-    BloomFilterPolicy, DbSnapshot, FilterPolicy, IterationOrder, PrefixExtractor, PrefixTarget,
+    BloomFilterPolicy, DbReadOps, FilterPolicy, IterationOrder, PrefixExtractor, PrefixTarget,
 };
 
 use super::super::{Chunk, Direction, Filling, Row, Scan};
@@ -53,20 +53,20 @@ impl PrefixExtractor for FirstBytes {
 }
 
 /// Reads one chunk.
-pub(super) async fn chunk(snapshot: &DbSnapshot, scan: &Scan) -> Result<Chunk> {
+pub(super) async fn chunk<R: DbReadOps + Sync>(reader: &R, scan: &Scan) -> Result<Chunk> {
     let mut filling = Filling::of(scan);
     if scan.range.is_empty() {
         return Ok(filling.exhausted());
     }
     let options = options(scan);
     let rows = if let Some((prefix, rest)) = shared_prefix(&scan.range) {
-        snapshot
+        reader
             .scan_prefix_with_options(prefix, rest, &options)
             .await
     } else {
         let start = Bound::Included(scan.range.start.as_slice());
         let end = Bound::Excluded(scan.range.end.as_slice());
-        snapshot.scan_with_options((start, end), &options).await
+        reader.scan_with_options((start, end), &options).await
     };
     let mut rows = rows.map_err(read_failed)?;
     while let Some(row) = rows.next().await.map_err(read_failed)? {

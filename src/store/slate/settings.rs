@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use slatedb::config::{
-    CompactorOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions,
+    CompactorOptions, DbReaderOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions,
     ObjectStoreCacheOptions, Settings, SstBlockSize,
 };
 use slatedb::db_cache::moka::{MokaCache, MokaCacheOptions};
@@ -61,6 +61,15 @@ pub(super) fn settings(options: &ObjectOptions, probed: Probed) -> Settings {
         object_store_cache_options: cache(options),
         garbage_collector_options: Some(garbage(probed)),
         ..Settings::default()
+    }
+}
+
+/// How an archive is followed.
+pub(super) fn of_replica(options: &ObjectOptions) -> DbReaderOptions {
+    DbReaderOptions {
+        manifest_poll_interval: options.poll_interval,
+        object_store_cache_options: cache(options),
+        ..DbReaderOptions::default()
     }
 }
 
