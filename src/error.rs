@@ -86,6 +86,10 @@ pub enum Reason {
     ArchiveDamaged,
     /// A restore into the archive was not finished; run it again.
     RestoreUnfinished,
+    /// A migration into the archive was interrupted; run it again, it goes on where it was.
+    MigrationUnfinished,
+    /// The archive takes no more writes: it was moved to the place that the message names.
+    ArchiveMoved,
     /// A backup was cut, changed or is no backup.
     BackupDamaged,
     /// A backup does not go on where the archive, or the backup before it, ends.
@@ -139,7 +143,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 48] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -162,6 +166,8 @@ impl Reason {
         Self::FormatUnsupported,
         Self::ArchiveDamaged,
         Self::RestoreUnfinished,
+        Self::MigrationUnfinished,
+        Self::ArchiveMoved,
         Self::BackupDamaged,
         Self::BackupMismatch,
         Self::StoreDamaged,
@@ -220,6 +226,8 @@ impl Reason {
             Self::FormatUnsupported => "FORMAT_UNSUPPORTED",
             Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
             Self::RestoreUnfinished => "RESTORE_UNFINISHED",
+            Self::MigrationUnfinished => "MIGRATION_UNFINISHED",
+            Self::ArchiveMoved => "ARCHIVE_MOVED",
             Self::BackupDamaged => "BACKUP_DAMAGED",
             Self::BackupMismatch => "BACKUP_MISMATCH",
             Self::StoreDamaged => "STORE_DAMAGED",
@@ -263,6 +271,7 @@ impl Reason {
             | Self::StorageUnfit
             | Self::FormatUnsupported
             | Self::RestoreUnfinished
+            | Self::MigrationUnfinished
             | Self::BackupMismatch
             | Self::NearCopiesOff
             | Self::SearchOff
@@ -274,6 +283,7 @@ impl Reason {
             | Self::RateExceeded
             | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
+            | Self::ArchiveMoved
             | Self::WriterReplaced
             | Self::StoreFailed
             | Self::SearchBehind

@@ -19,6 +19,7 @@ mod digests;
 mod feed;
 mod job;
 mod limits;
+pub mod migrate;
 mod open;
 mod read;
 mod reader;
@@ -104,7 +105,7 @@ impl Archive {
     ///
     /// # Errors
     /// `FormatUnsupported` if another version of pressmark wrote it; `IndexDamaged` if its figures
-    /// cannot be read; `RestoreUnfinished`.
+    /// cannot be read; `RestoreUnfinished`, `MigrationUnfinished`; `ArchiveMoved`.
     pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
         Self::open_for(Purpose::Use, store, limits, None).await
     }
@@ -169,7 +170,7 @@ impl Archive {
             is_ready,
         };
         let training = CancellationToken::new();
-        let may_train = is_untrained && purpose != Purpose::Repair;
+        let may_train = is_untrained && !matches!(purpose, Purpose::Repair | Purpose::Leave);
         let trainer = may_train.then(|| tokio::spawn(trainer.run(training.clone())));
         let guard = Guard {
             store: Arc::clone(&store),

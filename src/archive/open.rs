@@ -22,6 +22,11 @@ pub(super) enum Purpose {
     Repair,
     /// To be filled from a backup: an unfinished restore is no obstacle.
     Restore,
+    /// To be filled from another archive: neither is an unfinished migration, or that it was moved
+    /// away from here before.
+    Receive,
+    /// To be moved to another place, also once more. It is not begun if nothing is there.
+    Leave,
 }
 
 /// An archive that was found as it has to be.
@@ -125,6 +130,9 @@ async fn figures(
 ) -> Result<Figures> {
     let (archive_id, next, near) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
+        Ok(None) if purpose == Purpose::Leave => {
+            return Err(Error::new(Reason::FileFailed, "no archive is there"));
+        }
         Ok(None) => (random_id()?, 1, Some(of_new)),
         Err(error) if purpose == Purpose::Repair && error.reason() == Reason::IndexDamaged => {
             tracing::warn!(%error, "making up figures to repair them");
@@ -150,9 +158,11 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         meta::next_sequence(),
         meta::totals(),
         meta::restoring(),
+        meta::migrating(),
+        meta::moved(),
     ];
     let values = store.get_many(keys).await?;
-    let [format, next, totals, restoring] = values.as_slice() else {
+    let [format, next, totals, restoring, migrating, moved] = values.as_slice() else {
         return Err(short_answer());
     };
     let last = last_sequence(store).await?;
@@ -170,16 +180,7 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
             format!("the archive has format {format}, this version reads 1 to {ARCHIVE_FORMAT}"),
         ));
     }
-    if let (Some(end), Purpose::Use) = (restoring, purpose) {
-        let end = record::decode_sequence(end)?;
-        return Err(Error::new(
-            Reason::RestoreUnfinished,
-            format!(
-                "a restore of this archive up to sequence {end} was not finished; run it again, it \
-                 goes on where it was"
-            ),
-        ));
-    }
+    check_marks(purpose, [restoring, migrating, moved])?;
     let next = next.as_ref().ok_or_else(|| lost("next sequence"))?;
     let next = record::decode_sequence(next)?;
     if next <= last {
@@ -203,6 +204,40 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
     // It is needed by backups only, but one that is damaged should be noticed before the next.
     read_id(store).await?;
     Ok(Some(figures))
+}
+
+/// Refuses an archive that is not whole yet, or was moved, to those who need it whole and in use.
+fn check_marks(
+    purpose: Purpose,
+    [restoring, migrating, moved]: [&Option<bytes::Bytes>; 3],
+) -> Result<()> {
+    let may_be_moved = matches!(purpose, Purpose::Repair | Purpose::Receive | Purpose::Leave);
+    if let (Some(to), false) = (moved, may_be_moved) {
+        return Err(commit::moved(&String::from_utf8_lossy(to)));
+    }
+    if let Some(from) = migrating {
+        if matches!(purpose, Purpose::Repair | Purpose::Receive) {
+            return Ok(());
+        }
+        let from = String::from_utf8_lossy(from);
+        let what = format!(
+            "the migration of {from} to here was not finished; run `pressmark migrate` again, it goes \
+             on where it was"
+        );
+        return Err(Error::new(Reason::MigrationUnfinished, what));
+    }
+    if let Some(end) = restoring {
+        if matches!(purpose, Purpose::Repair | Purpose::Restore) {
+            return Ok(());
+        }
+        let end = record::decode_sequence(end)?;
+        let what = format!(
+            "a restore of this archive up to sequence {end} was not finished; run it again, it goes on \
+             where it was"
+        );
+        return Err(Error::new(Reason::RestoreUnfinished, what));
+    }
+    Ok(())
 }
 
 pub(super) async fn read_id(store: &dyn Store) -> Result<ArchiveId> {

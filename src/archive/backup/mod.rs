@@ -8,6 +8,7 @@
 mod decode;
 mod follow;
 mod format;
+mod receive;
 mod restore;
 
 use std::time::Duration;
@@ -16,8 +17,10 @@ pub use self::decode::Decoder;
 pub(super) use self::follow::FollowState;
 pub use self::follow::{BackupStatus, Follower};
 pub use self::format::{ArchiveId, Encoder, Entry, Header, Trailer};
+pub use self::receive::{Incoming, Receiver};
+pub(super) use self::receive::{RestoreStep, Restored};
 pub use self::restore::{Chain, RestoreSummary};
-pub(super) use self::restore::{RestoreStep, Restored, may_be_same};
+pub(super) use self::restore::may_be_same;
 use super::Archive;
 use super::walk::{LogWalk, Pace, RawRecord};
 use crate::article::ContentHash;
