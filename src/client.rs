@@ -12,10 +12,11 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
+use crate::rpc::proto::BackupArchiveResponse;
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
 use crate::rpc::proto::article_service_client::ArticleServiceClient;
 use crate::rpc::{self, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Services, error_of};
@@ -77,6 +78,9 @@ pub type ArticleCalls = ArticleServiceClient<Signed>;
 
 /// Calls of the admin service. Clones share the connection.
 pub type AdminCalls = AdminServiceClient<Signed>;
+
+/// A backup that a server sends, piece by piece.
+pub type Backup = Streaming<BackupArchiveResponse>;
 
 /// A connection whose requests say who asks.
 pub type Signed = InterceptedService<Channel, Token>;

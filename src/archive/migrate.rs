@@ -66,6 +66,14 @@ impl Archive {
         Self::open_for(Purpose::Receive, store, limits, Some(near)).await
     }
 
+    /// Opens an archive to [`release`](Self::release) it.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open), but for those of marks; `FileFailed` if there is none.
+    pub async fn open_to_release(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
+        Self::open_for(Purpose::Release, store, limits, None).await
+    }
+
     /// Checks that the records of another archive, a backup of which begins as told and which ends at
     /// `last`, go on behind those that are here.
     ///
@@ -134,14 +142,22 @@ impl Archive {
     /// too long a one; `WritesStopped`.
     pub async fn move_to(&self, place: &str) -> Result<Sequence> {
         let place = checked_place(place)?;
-        if let Some(moved) = self.reader().value(meta::moved()).await? {
-            let moved = String::from_utf8_lossy(&moved);
-            if moved != place {
-                return Err(commit::moved(&moved));
-            }
-        }
+        self.check_not_elsewhere(&place).await?;
         self.step(RestoreStep::Move(place)).await?;
         Ok(self.committed())
+    }
+
+    /// Checks that the archive was not moved to another place than this one.
+    ///
+    /// # Errors
+    /// `ArchiveMoved` if it was.
+    pub async fn check_not_elsewhere(&self, place: &str) -> Result<()> {
+        let moved = self.reader().value(meta::moved()).await?;
+        let moved = moved.map(|moved| String::from_utf8_lossy(&moved).into_owned());
+        match moved.filter(|moved| moved != place) {
+            Some(moved) => Err(commit::moved(&moved)),
+            None => Ok(()),
+        }
     }
 
     /// Takes all marks of migrations and restores away, so that the archive is used with what it has.

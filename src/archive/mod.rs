@@ -170,7 +170,8 @@ impl Archive {
             is_ready,
         };
         let training = CancellationToken::new();
-        let may_train = is_untrained && !matches!(purpose, Purpose::Repair | Purpose::Leave);
+        let may_train =
+            is_untrained && matches!(purpose, Purpose::Use | Purpose::Restore | Purpose::Receive);
         let trainer = may_train.then(|| tokio::spawn(trainer.run(training.clone())));
         let guard = Guard {
             store: Arc::clone(&store),

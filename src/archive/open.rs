@@ -27,6 +27,8 @@ pub(super) enum Purpose {
     Receive,
     /// To be moved to another place, also once more. It is not begun if nothing is there.
     Leave,
+    /// To have all marks taken away. It is not begun if nothing is there.
+    Release,
 }
 
 /// An archive that was found as it has to be.
@@ -130,7 +132,7 @@ async fn figures(
 ) -> Result<Figures> {
     let (archive_id, next, near) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
-        Ok(None) if purpose == Purpose::Leave => {
+        Ok(None) if matches!(purpose, Purpose::Leave | Purpose::Release) => {
             return Err(Error::new(Reason::FileFailed, "no archive is there"));
         }
         Ok(None) => (random_id()?, 1, Some(of_new)),
@@ -211,12 +213,15 @@ fn check_marks(
     purpose: Purpose,
     [restoring, migrating, moved]: [&Option<bytes::Bytes>; 3],
 ) -> Result<()> {
-    let may_be_moved = matches!(purpose, Purpose::Repair | Purpose::Receive | Purpose::Leave);
+    if matches!(purpose, Purpose::Repair | Purpose::Release) {
+        return Ok(());
+    }
+    let may_be_moved = matches!(purpose, Purpose::Receive | Purpose::Leave);
     if let (Some(to), false) = (moved, may_be_moved) {
         return Err(commit::moved(&String::from_utf8_lossy(to)));
     }
     if let Some(from) = migrating {
-        if matches!(purpose, Purpose::Repair | Purpose::Receive) {
+        if purpose == Purpose::Receive {
             return Ok(());
         }
         let from = String::from_utf8_lossy(from);
@@ -227,7 +232,7 @@ fn check_marks(
         return Err(Error::new(Reason::MigrationUnfinished, what));
     }
     if let Some(end) = restoring {
-        if matches!(purpose, Purpose::Repair | Purpose::Restore) {
+        if purpose == Purpose::Restore {
             return Ok(());
         }
         let end = record::decode_sequence(end)?;

@@ -149,9 +149,7 @@ impl Writer {
             Restored::Article(article) => Some(article.facts.source.as_str()),
             Restored::Other(_) => None,
         });
-        let (entries, sources) = self
-            .entries_and_sources(ids.into_iter(), names)
-            .await?;
+        let (entries, sources) = self.entries_and_sources(ids.into_iter(), names).await?;
         let mut entries = entries.into_iter().flatten();
         if entries.any(|entry| entry.state == EntryState::Stored) {
             return Ok(None);
