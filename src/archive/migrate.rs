@@ -10,14 +10,18 @@ use std::sync::Arc;
 
 use super::backup::{ArchiveId, Entry, Header, RestoreStep, may_be_same};
 use super::open::Purpose;
+use super::reader::no_record;
 use super::{Archive, Guard, Limits, commit};
-use crate::error::{Error, Reason, Result};
+use crate::error::{Error, Kind, Reason, Result};
 use crate::key::{self, NearCopies, Sequence, meta};
-use crate::record::Content;
+use crate::record::{Content, Record};
 use crate::store::Store;
 
 /// The longest name of a place.
 const PLACE_BYTES_MAX: usize = 4096;
+
+/// Records that are compared before others are written behind them.
+const COMPARED_RECORDS: u64 = 256;
 
 /// What two archives have to agree upon that hold the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,11 +41,15 @@ pub struct Holdings {
 pub struct Difference {
     /// Where it stands.
     pub sequence: Sequence,
-    /// What it is in the other archive and what it is here.
-    pub what: String,
+    /// What it is in the other archive.
+    pub there: String,
+    /// What it is here.
+    pub here: String,
     /// Whether nothing is lacking here: the other archive has set the record aside, and this one has
     /// its article.
     pub is_better: bool,
+    /// The deletion that took away, there, what is here.
+    pub deletion: Option<Sequence>,
 }
 
 impl Archive {
@@ -74,8 +82,24 @@ impl Archive {
         Self::open_for(Purpose::Release, store, limits, None).await
     }
 
+    /// Where a backup of another archive has to begin whose records, up to `last`, are to come behind
+    /// those that are here. Of what is here already, some is compared first, and everything if no
+    /// migration has begun yet: another one of the same name may have gone its own way since.
+    ///
+    /// # Errors
+    /// `StoreFailed`.
+    pub async fn first_to_compare(&self, last: Sequence) -> Result<Sequence> {
+        let is_trusted = self.reader().value(meta::migrating()).await?.is_some();
+        let first = if is_trusted {
+            (self.committed() + 1).saturating_sub(COMPARED_RECORDS)
+        } else {
+            1
+        };
+        Ok(first.clamp(1, last + 1))
+    }
+
     /// Checks that the records of another archive, a backup of which begins as told and which ends at
-    /// `last`, go on behind those that are here.
+    /// `last`, may come behind those that are here.
     ///
     /// # Errors
     /// `BackupMismatch` if they do not.
@@ -96,15 +120,39 @@ impl Archive {
                  written to since"
             ));
         }
-        let found = self.id_at(committed).await?;
-        if origin.first == committed + 1 && may_be_same(found, origin.before) {
+        let before = origin.first - 1;
+        let found = self.id_at(before).await?;
+        if before <= committed && may_be_same(found, origin.before) {
             return Ok(());
         }
-        mismatch(format!(
-            "the same archive is there, and record {committed} of it is of article {found}, not of {}: \
-             the two have gone different ways",
-            origin.before
-        ))
+        let there = format!("article {}", origin.before);
+        mismatch(different_ways(before, &there, &format!("article {found}")))
+    }
+
+    /// Checks that records which are here already are those of the other archive. A record that was
+    /// deleted or set aside there since may be here yet.
+    ///
+    /// # Errors
+    /// `BackupMismatch` if one is not.
+    pub async fn check_present(&self, entries: &[Entry]) -> Result<()> {
+        let committed = self.committed();
+        let differences = self.differences(entries).await?;
+        let different = differences.into_iter().find(|different| {
+            !different.is_better
+                && different
+                    .deletion
+                    .is_none_or(|deletion| deletion <= committed)
+        });
+        different.map_or(Ok(()), |different| {
+            let Difference {
+                sequence,
+                there,
+                here,
+                ..
+            } = different;
+            let what = different_ways(sequence, &there, &here);
+            Err(Error::new(Reason::BackupMismatch, what))
+        })
     }
 
     /// Begins to take the records of another archive, and its name. Until
@@ -191,40 +239,50 @@ impl Archive {
         let heads = self.reader().get_many(keys.collect()).await?;
         let mut differences = Vec::new();
         for (entry, head) in entries.iter().zip(heads) {
-            let sequence = entry.sequence;
-            let mut told = |here: &str, is_better: bool| {
-                let there = kind_of(&entry.record.content);
-                let what = format!("{there} of {} there, {here} here", entry.record.id);
-                differences.push(Difference {
-                    sequence,
-                    what,
-                    is_better,
-                });
+            let record = match head {
+                Some(head) => self.reader().complete(entry.sequence, head).await,
+                None => Err(no_record(entry.sequence)),
             };
-            let Some(head) = head else {
-                told("nothing", false);
-                continue;
-            };
-            let record = match self.reader().complete(sequence, head).await {
-                Ok(record) => record,
-                Err(error) if error.reason() == Reason::StoreFailed => return Err(error),
-                Err(error) => {
-                    told(&format!("a damaged record ({error})"), false);
-                    continue;
-                }
-            };
-            let here = format!("{} of {}", kind_of(&record.content), record.id);
-            let is_better = matches!(entry.record.content, Content::Quarantine { .. })
-                && matches!(record.content, Content::Article(_))
-                && may_be_same(entry.record.id, record.id);
-            let is_same = record == entry.record
-                || is_set_aside(&record.content) && is_set_aside(&entry.record.content);
-            if !is_same {
-                told(&here, is_better);
+            match record {
+                Err(error) if error.kind() != Kind::DataLoss => return Err(error),
+                record => differences.extend(difference(entry, record)),
             }
         }
         Ok(differences)
     }
+}
+
+/// What is different between a record of another archive and the one that is here, if something is.
+fn difference(entry: &Entry, record: Result<Record>) -> Option<Difference> {
+    let there = &entry.record;
+    let mut difference = Difference {
+        sequence: entry.sequence,
+        there: told(there),
+        here: String::new(),
+        is_better: false,
+        deletion: None,
+    };
+    let here = match record {
+        Ok(here) => here,
+        Err(error) => {
+            difference.here = format!("damaged ({error})");
+            return Some(difference);
+        }
+    };
+    if here == *there || is_set_aside(&here.content) && is_set_aside(&there.content) {
+        return None;
+    }
+    difference.here = told(&here);
+    let is_same_article =
+        matches!(here.content, Content::Article(_)) && may_be_same(here.id, there.id);
+    match &there.content {
+        Content::Quarantine { .. } => difference.is_better = is_same_article,
+        Content::Tombstone { deletion, .. } if is_same_article => {
+            difference.deletion = Some(*deletion);
+        }
+        Content::Article(_) | Content::Deletion { .. } | Content::Tombstone { .. } => {}
+    }
+    Some(difference)
 }
 
 /// Of two records that were set aside, both lack the text, whatever they say of it.
@@ -232,13 +290,21 @@ fn is_set_aside(content: &Content) -> bool {
     matches!(content, Content::Quarantine { .. })
 }
 
-fn kind_of(content: &Content) -> &'static str {
-    match content {
-        Content::Article(_) => "the article",
-        Content::Deletion { .. } => "the deletion",
-        Content::Tombstone { .. } => "the tombstone",
-        Content::Quarantine { .. } => "a record that was set aside",
-    }
+fn told(record: &Record) -> String {
+    let kind = match record.content {
+        Content::Article(_) => "article",
+        Content::Deletion { .. } => "the deletion of article",
+        Content::Tombstone { .. } => "the tombstone of article",
+        Content::Quarantine { .. } => "what was set aside of article",
+    };
+    format!("{kind} {}", record.id)
+}
+
+fn different_ways(sequence: Sequence, there: &str, here: &str) -> String {
+    format!(
+        "the same archive is there, and record {sequence} of it is {here}, not {there}: the two have gone \
+         different ways; name an empty place"
+    )
 }
 
 fn checked_place(place: &str) -> Result<String> {

@@ -153,7 +153,7 @@ fn tell_end(
         End::Lacking(differences) if json => {
             let told = differences.iter().take(DIFFERENCES_TOLD_MAX);
             let told: Vec<_> = told
-                .map(|difference| json!({"sequence": difference.sequence, "what": difference.what}))
+                .map(|difference| json!({"sequence": difference.sequence, "from": difference.there, "to": difference.here}))
                 .collect();
             let count = differences.len();
             json_line(
@@ -163,8 +163,16 @@ fn tell_end(
         }
         End::Lacking(differences) => {
             for difference in differences.iter().take(DIFFERENCES_TOLD_MAX) {
-                let Difference { sequence, what, .. } = difference;
-                writeln!(out, "record {sequence}: {what}")?;
+                let Difference {
+                    sequence,
+                    there,
+                    here,
+                    ..
+                } = difference;
+                writeln!(
+                    out,
+                    "record {sequence} is {there} in {from_name}, and {here} in {to_name}"
+                )?;
             }
             let count = differences.len();
             writeln!(

@@ -30,9 +30,9 @@ const KEY: [&str; 2] = ["pressmark", "pressmark-secret"];
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The cluster. Its script stops it when this process is gone, and so its end of the pipe.
-struct Cluster {
+pub struct Cluster {
     folder: PathBuf,
-    url: String,
+    pub url: String,
     _script: Child,
 }
 
@@ -69,14 +69,14 @@ fn cluster() -> &'static Cluster {
 
 impl Cluster {
     /// Kills or starts one daemon.
-    fn change(&self, verb: &str, name: &str) {
+    pub fn change(&self, verb: &str, name: &str) {
         let mut command = script();
         let status = command.arg(verb).arg(&self.folder).arg(name).status();
         assert!(status.unwrap().success(), "{verb} {name}");
     }
 
     /// Flags of a server on this cluster.
-    fn flags(&self, url: &str) -> Vec<String> {
+    pub fn flags(&self, url: &str) -> Vec<String> {
         let key = self.folder.join("key");
         std::fs::write(&key, KEY.join("\n")).unwrap();
         let key = key.to_str().unwrap();
@@ -123,13 +123,13 @@ pub fn place_for(folder: &Path) -> Locator {
 }
 
 /// A place that nothing is at.
-fn new_place() -> (TempDir, Locator) {
+pub fn new_place() -> (TempDir, Locator) {
     let folder = TempDir::new().unwrap();
     let place = place_for(folder.path());
     (folder, place)
 }
 
-async fn turn() -> (MutexGuard<'static, ()>, &'static Cluster) {
+pub async fn turn() -> (MutexGuard<'static, ()>, &'static Cluster) {
     let turn = TURN.lock().await;
     (turn, tokio::task::block_in_place(cluster))
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::report::Report;
 use super::source::{Source, closed_if_refused};
 use super::stretch::{self, Part};
-use crate::archive::backup::{Entry, Receiver};
+use crate::archive::backup::{ArchiveId, Entry, Incoming, Receiver};
 use crate::archive::migrate::{Difference, Holdings};
 use crate::archive::{Archive, Limits};
 use crate::cli::Failure;
@@ -196,30 +196,39 @@ impl Copying<'_> {
     /// marks the archive as unfinished.
     async fn copy(&mut self, holdings: &Holdings, begins: bool) -> Step<()> {
         let last = holdings.last_sequence;
-        let first = self.archive.committed().min(last) + 1;
+        let present = self.archive.committed();
+        let first = if begins {
+            self.archive.first_to_compare(last).await?
+        } else {
+            present + 1
+        };
         let (from_name, to_name) = (&self.migration.from_name, &self.migration.to_name);
         let making = self.archive.clone();
-        let make = move |entries: Vec<Entry>| {
-            let made = entries.into_iter().map(|entry| making.prepare_entry(entry));
-            made.collect::<Result<Vec<_>>>()
+        let make = move |mut entries: Vec<Entry>| {
+            let split = entries.partition_point(|entry| entry.sequence <= present);
+            let new = entries.split_off(split).into_iter();
+            let new: Result<Vec<_>> = new.map(|entry| making.prepare_entry(entry)).collect();
+            Ok((entries, new?))
         };
         let mut receiver = Receiver::new(&self.archive);
         let (archive, report, out) = (&self.archive, &mut *self.report, &mut *self.out);
-        let mut closed_pipe = None;
-        let take = async |part: Part<Vec<_>>| {
+        let (mut begins, mut closed_pipe) = (begins.then_some(()), None);
+        let mut archive_id = ArchiveId::default();
+        let take = async |part: Part<(Vec<Entry>, Vec<Incoming>)>| {
             match part {
                 Part::Header(header) => {
-                    archive
-                        .check_origin(&header, last)
-                        .await
-                        .map_err(|error| at_place(to_name, error))?;
-                    if begins {
-                        let id = header.archive_id;
-                        archive.begin_migration(id, last, from_name).await?;
-                    }
+                    let checked = archive.check_origin(&header, last).await;
+                    checked.map_err(|error| at_place(to_name, error))?;
+                    archive_id = header.archive_id;
                 }
-                Part::Records(records) => {
-                    for record in records {
+                Part::Records((old, new)) => {
+                    let checked = archive.check_present(&old).await;
+                    checked.map_err(|error| at_place(to_name, error))?;
+                    // Nothing is changed before everything was compared.
+                    if begins.take_if(|()| !new.is_empty()).is_some() {
+                        archive.begin_migration(archive_id, last, from_name).await?;
+                    }
+                    for record in new {
                         receiver.take(record).await?;
                     }
                     let told = report.progress(archive.committed(), last, out);
@@ -232,8 +241,13 @@ impl Copying<'_> {
         let copied = stretch::read(stretch, &self.migration.stop, make, take).await;
         // What came is kept, however it ended.
         let settled = receiver.settle().await;
-        copied.map_err(|error| self.with_advice(error))?;
+        let is_whole = copied.map_err(|error| self.with_advice(error))?;
         settled?;
+        if is_whole && begins.is_some() {
+            self.archive
+                .begin_migration(archive_id, last, from_name)
+                .await?;
+        }
         closed_pipe.map_or(Ok(()), |error| Err(error.into()))
     }
 
