@@ -70,12 +70,12 @@ impl Migration {
                 return Err(error.into());
             };
             if alive.elapsed() >= self.patience || self.stop.is_cancelled() {
-                report.tell(&error.to_string());
+                report.tell(&format!("broke off: {error}"));
                 self.tell_moved(report);
                 return Ok(End::Stopped);
             }
             if is_told.replace(alive) != Some(alive) {
-                report.tell(&format!("{error}; trying again"));
+                report.tell(&format!("broke off, trying again: {error}"));
             }
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
