@@ -19,7 +19,10 @@ pub(super) struct Report {
     json: bool,
     bar: ProgressBar,
     told: Option<Told>,
+    /// Whether all that was there at the start is copied.
     is_following: bool,
+    /// Whether the next line comes at once.
+    is_due: bool,
     /// When both archives answered last.
     pub(super) alive: Option<Instant>,
     /// The last sequence that is durable at the new place.
@@ -49,6 +52,7 @@ impl Report {
             bar,
             told: None,
             is_following: false,
+            is_due: false,
             alive: None,
             sequence: 0,
             first: None,
@@ -77,16 +81,14 @@ impl Report {
         } else {
             LINE_INTERVAL
         };
-        let caught_up = sequence >= last && !self.is_following;
         let Some(told) = self.told.replace(Told { at: now, sequence }) else {
             return Ok(());
         };
         let elapsed = now - told.at;
-        if elapsed < interval && !caught_up {
+        if elapsed < interval && !std::mem::take(&mut self.is_due) {
             self.told = Some(told);
             return Ok(());
         }
-        self.is_following |= caught_up;
         let millis = u64::try_from(elapsed.as_millis())
             .unwrap_or(u64::MAX)
             .max(1);
@@ -114,6 +116,13 @@ impl Report {
             self.bar.tick();
         }
         Ok(())
+    }
+
+    /// Notes that all that was there at the start is copied, and what comes is from now on.
+    pub(super) fn follow(&mut self) {
+        // That is worth a line whenever it comes.
+        self.is_due |= !self.is_following;
+        self.is_following = true;
     }
 
     /// Prints a line for the person at the terminal.

@@ -167,6 +167,7 @@ impl Copying<'_> {
             if stop.is_cancelled() {
                 return Ok(End::Stopped);
             }
+            self.report.follow();
             holdings = self.source.holdings().await?;
             let committed = self.archive.committed();
             self.tell(holdings.last_sequence)?;
