@@ -374,7 +374,7 @@ async fn put_and_delete(
     let id: ContentHash = put.id.parse()?;
     let was_deleted = put.outcome() == proto::PutOutcome::Deleted;
     let mut last = put.sequence;
-    let deletes = number % 5 == 0;
+    let deletes = number.is_multiple_of(5);
     if deletes && !was_deleted {
         let request = proto::DeleteArticleRequest {
             id: put.id,

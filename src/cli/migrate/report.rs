@@ -19,10 +19,7 @@ pub(super) struct Report {
     json: bool,
     bar: ProgressBar,
     told: Option<Told>,
-    /// Whether all that was there at the start is copied.
-    is_following: bool,
-    /// Whether the next line comes at once.
-    is_due: bool,
+    phase: Phase,
     /// When both archives answered last.
     pub(super) alive: Option<Instant>,
     /// The last sequence that is durable at the new place.
@@ -31,6 +28,26 @@ pub(super) struct Report {
     first: Option<u64>,
     /// Whether the old archive takes no more writes.
     pub(super) has_moved: bool,
+}
+
+/// How far a migration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It copies what was there at the start.
+    Copying,
+    /// It has just finished that, which is worth a line whenever it comes.
+    CaughtUp,
+    /// It copies what comes.
+    Following,
+}
+
+impl Phase {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Copying => "copying",
+            Self::CaughtUp | Self::Following => "following",
+        }
+    }
 }
 
 /// What was told last.
@@ -51,8 +68,7 @@ impl Report {
             json,
             bar,
             told: None,
-            is_following: false,
-            is_due: false,
+            phase: Phase::Copying,
             alive: None,
             sequence: 0,
             first: None,
@@ -85,9 +101,12 @@ impl Report {
             return Ok(());
         };
         let elapsed = now - told.at;
-        if elapsed < interval && !std::mem::take(&mut self.is_due) {
+        if elapsed < interval && self.phase != Phase::CaughtUp {
             self.told = Some(told);
             return Ok(());
+        }
+        if self.phase == Phase::CaughtUp {
+            self.phase = Phase::Following;
         }
         let millis = u64::try_from(elapsed.as_millis())
             .unwrap_or(u64::MAX)
@@ -96,18 +115,14 @@ impl Report {
         let behind = last.saturating_sub(sequence);
         if self.json {
             let line = json!({
-                "event": if self.is_following { "following" } else { "copying" },
+                "event": self.phase.word(),
                 "sequence": sequence, "last_sequence": last, "behind": behind,
                 "records_per_second": rate,
             });
             json_line(out, &line)?;
             return out.flush();
         }
-        let word = if self.is_following {
-            "following"
-        } else {
-            "copying"
-        };
+        let word = self.phase.word();
         let line = format!("{word}: {sequence} of {last} records, {behind} behind, {rate}/s");
         if self.bar.is_hidden() {
             complain(&line);
@@ -120,9 +135,9 @@ impl Report {
 
     /// Notes that all that was there at the start is copied, and what comes is from now on.
     pub(super) fn follow(&mut self) {
-        // That is worth a line whenever it comes.
-        self.is_due |= !self.is_following;
-        self.is_following = true;
+        if self.phase == Phase::Copying {
+            self.phase = Phase::CaughtUp;
+        }
     }
 
     /// Prints a line for the person at the terminal.
