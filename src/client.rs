@@ -14,11 +14,12 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 pub use self::endpoints::{Routes, SERVERS_MAX};
 use crate::archive::{Archive, Guard, Limits};
 use crate::error::{Error, Reason, Result};
+use crate::rpc::proto::BackupArchiveResponse;
 use crate::rpc::proto::admin_service_client::AdminServiceClient;
 use crate::rpc::proto::article_service_client::ArticleServiceClient;
 use crate::rpc::{self, CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, Services, error_of};
@@ -108,6 +109,9 @@ pub type ArticleCalls = ArticleServiceClient<Signed>;
 
 /// Calls of the admin service. Clones share the connection.
 pub type AdminCalls = AdminServiceClient<Signed>;
+
+/// A backup that a server sends, piece by piece.
+pub type Backup = Streaming<BackupArchiveResponse>;
 
 /// A connection whose requests say who asks, and for what state of the archive.
 pub type Signed = InterceptedService<Routes, Token>;

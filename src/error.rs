@@ -86,6 +86,10 @@ pub enum Reason {
     ArchiveDamaged,
     /// A restore into the archive was not finished; run it again.
     RestoreUnfinished,
+    /// A migration into the archive was interrupted; run it again, it goes on where it was.
+    MigrationUnfinished,
+    /// The archive takes no more writes: it was moved to the place that the message names.
+    ArchiveMoved,
     /// A backup was cut, changed or is no backup.
     BackupDamaged,
     /// A backup does not go on where the archive, or the backup before it, ends.
@@ -145,7 +149,7 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 49] = [
+    pub const ALL: [Self; 51] = [
         Self::ArticleInvalid,
         Self::IdMismatch,
         Self::ArgumentInvalid,
@@ -168,6 +172,8 @@ impl Reason {
         Self::FormatUnsupported,
         Self::ArchiveDamaged,
         Self::RestoreUnfinished,
+        Self::MigrationUnfinished,
+        Self::ArchiveMoved,
         Self::BackupDamaged,
         Self::BackupMismatch,
         Self::StoreDamaged,
@@ -229,6 +235,8 @@ impl Reason {
             Self::FormatUnsupported => "FORMAT_UNSUPPORTED",
             Self::ArchiveDamaged => "ARCHIVE_DAMAGED",
             Self::RestoreUnfinished => "RESTORE_UNFINISHED",
+            Self::MigrationUnfinished => "MIGRATION_UNFINISHED",
+            Self::ArchiveMoved => "ARCHIVE_MOVED",
             Self::BackupDamaged => "BACKUP_DAMAGED",
             Self::BackupMismatch => "BACKUP_MISMATCH",
             Self::StoreDamaged => "STORE_DAMAGED",
@@ -276,6 +284,7 @@ impl Reason {
             | Self::StorageUnfit
             | Self::FormatUnsupported
             | Self::RestoreUnfinished
+            | Self::MigrationUnfinished
             | Self::BackupMismatch
             | Self::NearCopiesOff
             | Self::SearchOff
@@ -287,6 +296,7 @@ impl Reason {
             | Self::RateExceeded
             | Self::DiskFull => Kind::ResourceExhausted,
             Self::WritesStopped
+            | Self::ArchiveMoved
             | Self::WriterReplaced
             | Self::ReplicaBehind
             | Self::SequenceAhead

@@ -392,6 +392,18 @@ pub mod meta {
         named(b"restoring")
     }
 
+    /// The archive that a migration, which is not finished, fills this one from.
+    #[must_use]
+    pub fn migrating() -> Vec<u8> {
+        named(b"migrating")
+    }
+
+    /// The place that the archive was moved to.
+    #[must_use]
+    pub fn moved() -> Vec<u8> {
+        named(b"moved")
+    }
+
     /// How the last scrub went.
     #[must_use]
     pub fn scrub() -> Vec<u8> {
@@ -495,6 +507,8 @@ mod tests {
         assert_eq!(meta::source("Ab"), b"msource/Ab");
         assert_eq!(meta::archive_id(), b"marchive_id");
         assert_eq!(meta::restoring(), b"mrestoring");
+        assert_eq!(meta::migrating(), b"mmigrating");
+        assert_eq!(meta::moved(), b"mmoved");
         assert_eq!(meta::scrub(), b"mscrub");
         assert_eq!(meta::dictionary(40_000, 1), b"mdictionary/40000/1");
         assert_eq!(hex(&quarantine(0x0102, 3)), "7100000000000001020003");

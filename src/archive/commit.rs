@@ -2,6 +2,7 @@
 //! while the group before is being synced, and answers each caller when its rows are durable. Where
 //! that takes long, several groups are on their way, in order.
 
+mod delete;
 mod flight;
 mod known;
 mod mend;
@@ -10,26 +11,26 @@ mod restore;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::flight::ON_THEIR_WAY_MAX;
-use self::flight::{Caller, Flight, Flights, Written, answer};
+use self::flight::{Caller, Flight, Flights, Waiting, Written, answer};
 pub(super) use self::mend::stored_snapshot;
 use self::plan::Plan;
-use super::backup::ArchiveId;
+use super::backup::{ArchiveId, RestoreStep};
 use super::digests::Digests;
-use super::job::{Delete, DeleteJob, DeleteOutcome, Job, Prepared, Put, PutJob, PutOutcome};
+use super::job::{Job, Prepared, Put, PutJob, PutOutcome};
 use super::limits::Limits;
-use super::reader::{self, Reader};
-use crate::article::{Article, ContentHash};
-use crate::error::Result;
-use crate::key::{self, IndexFacts, NearCopies, Sequence, SortTime, meta};
+use super::reader::Reader;
+use crate::article::ContentHash;
+use crate::error::{Error, Reason, Result};
+use crate::key::{NearCopies, Sequence, meta};
 use crate::metrics::Metrics;
-use crate::record::{self, Content, Dictionaries, EntryState, Extent, SourceStats, Totals};
-use crate::store::{Batch, Direction, Poison, Scan, Store};
+use crate::record::{self, Dictionaries, EntryState, SourceStats, Totals};
+use crate::store::{Batch, Poison, Store};
 
 /// The batch that begins an archive, or a repair of one whose figures are lost, of which nobody knows
 /// what table `d` holds.
@@ -91,6 +92,10 @@ impl Figures {
     }
 }
 
+/// After what time it is worth while to send what an archive refused that was moved: a server of the
+/// new place may answer then.
+const MOVED_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// The single writer.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -106,6 +111,8 @@ pub(super) struct Writer {
     /// write would still be answered from rows that may not be durable: an article whose sync
     /// failed is no duplicate when it is sent again.
     poison: Arc<Poison>,
+    /// Where the archive was moved to while it is open: it takes no more writes.
+    moved: Option<String>,
 }
 
 impl Writer {
@@ -129,7 +136,18 @@ impl Writer {
             figures,
             near,
             poison,
+            moved: None,
         }
+    }
+
+    /// Fails if nothing may be written any more.
+    fn check_writable(&self) -> Result<()> {
+        self.poison.check()?;
+        self.check_not_moved()
+    }
+
+    fn check_not_moved(&self) -> Result<()> {
+        self.moved.as_deref().map_or(Ok(()), |to| Err(moved(to)))
     }
 
     fn reader(&self) -> Reader<'_> {
@@ -179,6 +197,10 @@ impl Writer {
                 self.put_group(group, &mut flights).await;
                 continue;
             }
+            if let Some(Job::Restore(RestoreStep::Records(records), done)) = job {
+                self.copy_records(records, done, &mut flights).await;
+                continue;
+            }
             // Everything else is done alone.
             while self.land_one(&mut flights).await {}
             match job {
@@ -208,7 +230,7 @@ impl Writer {
             // Of these, who asked may have gone; what is done stays done.
             Job::Repair(now, done) => drop(done.send(self.repair(now).await)),
             Job::Snapshot(done) => drop(done.send(self.snapshot().await)),
-            Job::Restore(work, done) => drop(done.send(self.restore(work).await)),
+            Job::Restore(step, done) => drop(done.send(self.mark(step).await)),
             Job::Scrubbed(result, done) => drop(done.send(self.note_scrub(result).await)),
             Job::Dictionary(dictionary, done) => {
                 drop(done.send(self.keep_dictionary(dictionary).await));
@@ -222,8 +244,8 @@ impl Writer {
         match self.submit_puts(articles).await {
             Ok((puts, written)) => flights.push(Flight {
                 written,
-                puts,
-                callers,
+                record_count: callers.len(),
+                waiting: Waiting::Puts(puts, callers),
             }),
             Err(error) => answer(callers, std::iter::repeat(Err(error))),
         }
@@ -235,12 +257,16 @@ impl Writer {
             Some(written) => self.publish(written, result),
             None => result,
         };
-        match published {
-            Ok(()) => {
-                self.count(&flight.puts);
-                answer(flight.callers, flight.puts.into_iter().map(Ok));
+        match (flight.waiting, published) {
+            (Waiting::Puts(puts, callers), Ok(())) => {
+                self.count(&puts);
+                answer(callers, puts.into_iter().map(Ok));
             }
-            Err(error) => answer(flight.callers, std::iter::repeat(Err(error))),
+            (Waiting::Puts(_, callers), Err(error)) => {
+                answer(callers, std::iter::repeat(Err(error)));
+            }
+            // Who copies may have gone, as who puts may.
+            (Waiting::Copy(done), result) => drop(done.map(|done| done.send(result))),
         }
     }
 
@@ -249,7 +275,7 @@ impl Writer {
         &mut self,
         articles: Vec<Prepared>,
     ) -> Result<(Vec<Put>, Option<Written>)> {
-        self.poison.check()?;
+        self.check_writable()?;
         let known = self.known(&articles).await?;
         let mut plan = self.plan(known.sources);
         let mut in_group: HashMap<ContentHash, Sequence> = HashMap::new();
@@ -346,129 +372,12 @@ impl Writer {
             counter.inc();
         }
     }
+}
 
-    async fn delete(&mut self, job: DeleteJob) {
-        let result = self.commit_delete(&job).await;
-        // The caller may have gone; the article is deleted all the same.
-        let _ = job.done.send(result);
-    }
-
-    async fn commit_delete(&mut self, job: &DeleteJob) -> Result<Delete> {
-        self.poison.check()?;
-        let reader = self.reader();
-        let entry = reader
-            .entry(&job.id)
-            .await?
-            .ok_or_else(|| reader::not_found(job.id))?;
-        let head = reader.head(entry.sequence).await?;
-        let extent = record::extent(entry.sequence, &head)?;
-        let stored = reader.complete(entry.sequence, head).await?;
-        let mut was_deleted = false;
-        let article = match stored.content {
-            Content::Article(article) if stored.id == job.id => Some(article),
-            // There is no text left to delete, but the id is kept out from now on.
-            Content::Quarantine { state, .. } if stored.id == job.id => {
-                was_deleted = state == EntryState::Deleted;
-                None
-            }
-            Content::Tombstone { deletion, reason } if stored.id == job.id => {
-                return Ok(Delete {
-                    id: job.id,
-                    outcome: DeleteOutcome::AlreadyDeleted,
-                    sequence: deletion,
-                    deleted_at: stored.archived_at,
-                    reason,
-                });
-            }
-            Content::Article(_)
-            | Content::Tombstone { .. }
-            | Content::Deletion { .. }
-            | Content::Quarantine { .. } => {
-                return Err(reader::wrong_record(&job.id, entry.sequence));
-            }
-        };
-        let mut plan = self.plan(HashMap::new());
-        if let Some(article) = article {
-            let facts = IndexFacts::of(&article, job.id, NearCopies::Off);
-            self.unindex(&mut plan, &facts, entry.sequence, extent, &article)
-                .await?;
-        } else {
-            self.drop_quarantined(&mut plan, entry.sequence).await?;
-        }
-        if was_deleted {
-            // What is left of a delete that lost both its records was counted as one.
-            plan.uncount_deleted();
-        }
-        let sequence = plan.delete(job, entry.sequence)?;
-        self.write(plan).await?;
-        self.metrics.deleted.inc();
-        Ok(Delete {
-            id: job.id,
-            outcome: DeleteOutcome::Deleted,
-            sequence,
-            deleted_at: job.now,
-            reason: job.reason.clone(),
-        })
-    }
-
-    /// Drops what was kept of a damaged record: its article is stored anew, or deleted.
-    async fn drop_quarantined(&self, plan: &mut Plan, sequence: Sequence) -> Result<()> {
-        let scan = Scan {
-            range: key::quarantine_range(sequence),
-            direction: Direction::Ascending,
-            rows_max: usize::from(u16::MAX),
-            bytes_max: usize::MAX,
-        };
-        let kept = self.store.scan_many(vec![scan]).await?;
-        let rows = kept.into_iter().flat_map(|chunk| chunk.rows);
-        rows.for_each(|row| plan.batch.remove(row.key.to_vec()));
-        Ok(())
-    }
-
-    /// Takes an article out of indexes and figures.
-    async fn unindex(
-        &self,
-        plan: &mut Plan,
-        facts: &IndexFacts,
-        sequence: Sequence,
-        extent: Extent,
-        article: &Article,
-    ) -> Result<()> {
-        let stats = self.stats_without(facts, sequence).await?;
-        plan.changed_sources.insert(facts.source.clone(), stats);
-        let text_bytes = u64::try_from(article.text_bytes()).unwrap_or(u64::MAX);
-        plan.remove(facts, sequence, extent, text_bytes);
-        Ok(())
-    }
-
-    /// The figures of a source once the article at `sequence` is gone.
-    async fn stats_without(&self, facts: &IndexFacts, sequence: Sequence) -> Result<SourceStats> {
-        let key = meta::source(&facts.source);
-        let value = self.store.get_many(vec![key]).await?.pop().flatten();
-        let mut stats =
-            value.map_or(Ok(SourceStats::EMPTY), |value| SourceStats::decode(&value))?;
-        stats.article_count = stats.article_count.saturating_sub(1);
-        let prefix = key::source_prefix(&facts.source);
-        // Of two rows at each end, one is not the article's own.
-        let end = |direction| Scan {
-            range: key::dated(prefix.clone(), SortTime::first_dated(), 0)..key::prefix_end(&prefix),
-            direction,
-            rows_max: 2,
-            bytes_max: self.limits.group_bytes_max,
-        };
-        let scans = vec![end(Direction::Ascending), end(Direction::Descending)];
-        let mut times = self.store.scan_many(scans).await?.into_iter().map(|chunk| {
-            let dates = chunk
-                .rows
-                .iter()
-                .filter_map(|row| key::parse_dated(&row.key));
-            let mut others = dates.filter(|(_, found)| *found != sequence);
-            others.next().map_or(SortTime::UNDATED, |(time, _)| time)
-        });
-        stats.first = times.next().unwrap_or(SortTime::UNDATED);
-        stats.last = times.next().unwrap_or(SortTime::UNDATED);
-        Ok(stats)
-    }
+/// The answer to a write into an archive that was moved.
+pub(super) fn moved(to: &str) -> Error {
+    let what = format!("the archive was moved to {to} and takes no more writes here");
+    Error::new(Reason::ArchiveMoved, what).with_retry_after(MOVED_RETRY_AFTER)
 }
 
 /// Takes further puts from the queue, without waiting, until the group is full or something else

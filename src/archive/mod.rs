@@ -20,6 +20,7 @@ mod digests;
 mod feed;
 mod job;
 mod limits;
+pub mod migrate;
 mod open;
 mod read;
 mod reader;
@@ -110,7 +111,7 @@ impl Archive {
     ///
     /// # Errors
     /// `FormatUnsupported` if another version of pressmark wrote it; `IndexDamaged` if its figures
-    /// cannot be read; `RestoreUnfinished`.
+    /// cannot be read; `RestoreUnfinished`, `MigrationUnfinished`; `ArchiveMoved`.
     pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<(Self, Guard)> {
         Self::open_for(Purpose::Use, store, limits, None).await
     }
@@ -174,7 +175,8 @@ impl Archive {
             is_ready,
         };
         let training = CancellationToken::new();
-        let may_train = is_untrained && purpose != Purpose::Repair;
+        let may_train =
+            is_untrained && matches!(purpose, Purpose::Use | Purpose::Restore | Purpose::Receive);
         let trainer = may_train.then(|| tokio::spawn(trainer.run(training.clone())));
         let guard = Guard {
             store: Arc::clone(&store),

@@ -22,6 +22,13 @@ pub(super) enum Purpose {
     Repair,
     /// To be filled from a backup: an unfinished restore is no obstacle.
     Restore,
+    /// To be filled from another archive: neither is an unfinished migration, or that it was moved
+    /// away from here before.
+    Receive,
+    /// To be moved to another place, also once more. It is not begun if nothing is there.
+    Leave,
+    /// To have all marks taken away. It is not begun if nothing is there.
+    Release,
 }
 
 /// What the rows of an archive are like.
@@ -125,13 +132,14 @@ pub(super) async fn look(store: &dyn Store) -> Result<Found> {
     })
 }
 
-/// Refuses an archive whose restore was not finished.
-pub(super) async fn check_restored(store: &dyn Store) -> Result<()> {
-    let restoring = store.get_many(vec![meta::restoring()]).await?.pop();
-    match restoring.flatten() {
-        Some(end) => Err(unfinished(&end)),
-        None => Ok(()),
-    }
+/// Refuses an archive that is not whole yet, or was moved, to a replica.
+pub(super) async fn check_whole(store: &dyn Store) -> Result<()> {
+    let keys = vec![meta::restoring(), meta::migrating(), meta::moved()];
+    let values = store.get_many(keys).await?;
+    let [restoring, migrating, moved] = values.as_slice() else {
+        return Err(short_answer());
+    };
+    check_marks(Purpose::Use, [restoring, migrating, moved])
 }
 
 /// Writes the values of table `d` anew, from the log. Until that is done the archive has no word on
@@ -178,6 +186,9 @@ async fn figures(
 ) -> Result<Figures> {
     let (archive_id, next, near) = match read(store, purpose).await {
         Ok(Some(figures)) => return Ok(figures),
+        Ok(None) if matches!(purpose, Purpose::Leave | Purpose::Release) => {
+            return Err(Error::new(Reason::FileFailed, "no archive is there"));
+        }
         Ok(None) => (random_id()?, 1, Some(of_new)),
         Err(error) if purpose == Purpose::Repair && error.reason() == Reason::IndexDamaged => {
             tracing::warn!(%error, "making up figures to repair them");
@@ -203,9 +214,11 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         meta::next_sequence(),
         meta::totals(),
         meta::restoring(),
+        meta::migrating(),
+        meta::moved(),
     ];
     let values = store.get_many(keys).await?;
-    let [format, next, totals, restoring] = values.as_slice() else {
+    let [format, next, totals, restoring, migrating, moved] = values.as_slice() else {
         return Err(short_answer());
     };
     let last = last_sequence(store).await?;
@@ -217,9 +230,7 @@ async fn read(store: &dyn Store, purpose: Purpose) -> Result<Option<Figures>> {
         return Err(lost("format"));
     };
     known_format(format)?;
-    if let (Some(end), Purpose::Use) = (restoring, purpose) {
-        return Err(unfinished(end));
-    }
+    check_marks(purpose, [restoring, migrating, moved])?;
     let next = next.as_ref().ok_or_else(|| lost("next sequence"))?;
     let next = record::decode_sequence(next)?;
     if next <= last {
@@ -255,18 +266,41 @@ fn known_format(value: &[u8]) -> Result<u8> {
     Err(Error::new(Reason::FormatUnsupported, what))
 }
 
-/// The error of an archive that a restore would go on with.
-fn unfinished(end: &[u8]) -> Error {
-    match record::decode_sequence(end) {
-        Ok(end) => {
-            let what = format!(
-                "a restore of this archive up to sequence {end} was not finished; run it again, it \
-                 goes on where it was"
-            );
-            Error::new(Reason::RestoreUnfinished, what)
-        }
-        Err(error) => error,
+/// Refuses an archive that is not whole yet, or was moved, to those who need it whole and in use.
+fn check_marks(
+    purpose: Purpose,
+    [restoring, migrating, moved]: [&Option<bytes::Bytes>; 3],
+) -> Result<()> {
+    if matches!(purpose, Purpose::Repair | Purpose::Release) {
+        return Ok(());
     }
+    let may_be_moved = matches!(purpose, Purpose::Receive | Purpose::Leave);
+    if let (Some(to), false) = (moved, may_be_moved) {
+        return Err(commit::moved(&String::from_utf8_lossy(to)));
+    }
+    if let Some(from) = migrating {
+        if purpose == Purpose::Receive {
+            return Ok(());
+        }
+        let from = String::from_utf8_lossy(from);
+        let what = format!(
+            "the migration of {from} to here was not finished; run `pressmark migrate` again, it goes \
+             on where it was"
+        );
+        return Err(Error::new(Reason::MigrationUnfinished, what));
+    }
+    if let Some(end) = restoring {
+        if purpose == Purpose::Restore {
+            return Ok(());
+        }
+        let end = record::decode_sequence(end)?;
+        let what = format!(
+            "a restore of this archive up to sequence {end} was not finished; run it again, it goes on \
+             where it was"
+        );
+        return Err(Error::new(Reason::RestoreUnfinished, what));
+    }
+    Ok(())
 }
 
 pub(super) async fn read_id(store: &dyn Store) -> Result<ArchiveId> {

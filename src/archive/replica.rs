@@ -59,7 +59,7 @@ impl Archive {
             let what = "the store follows nobody, so nobody would tell of what is new";
             Error::new(Reason::Internal, what)
         })?;
-        open::check_restored(&*store).await?;
+        open::check_whole(&*store).await?;
         let look = *looks.borrow_and_update();
         let found = open::look(&*store).await?;
         let (committed, published) = watch::channel(found.last);

@@ -93,6 +93,14 @@ pub(super) const RESTORE: &str = "\
 Examples:
   pressmark restore --archive ./new monday.pmb tuesday.pmb";
 
+pub(super) const MIGRATE: &str = "\
+Examples:
+  pressmark migrate http://127.0.0.1:50051 s3://bucket/news             copies, then follows; Ctrl-C ends it
+  pressmark migrate --switch http://127.0.0.1:50051 s3://bucket/news    the same, and then switches over
+  pressmark migrate ./pressmark-data s3://bucket/news                   when no server has it open
+  pressmark migrate s3://bucket/news ./pressmark-data                   and back
+  pressmark migrate --release ./pressmark-data                          it was not moved after all";
+
 pub(super) const HEAL: &str = "\
 Examples:
   pressmark heal monday.pmb";

@@ -9,6 +9,7 @@ mod export;
 mod heal;
 mod import;
 mod manual;
+mod migrate;
 mod objects;
 mod output;
 mod restore;
@@ -114,6 +115,9 @@ enum Command {
     /// Restore backups into an archive that no server has open
     #[command(after_help = examples::RESTORE)]
     Restore(restore::Args),
+    /// Move an archive to another place or engine while it is in use, and switch over to it
+    #[command(after_help = examples::MIGRATE)]
+    Migrate(migrate::Args),
     /// Store articles again, from backups, whose records were damaged and set aside
     #[command(after_help = examples::HEAL)]
     Heal(heal::Args),
@@ -303,6 +307,9 @@ async fn run(cli: Cli, out: &mut (dyn Write + Send)) -> CommandResult {
     if let Command::Restore(args) = command {
         return restore::run(args, &shared, out).await;
     }
+    if let Command::Migrate(args) = command {
+        return Box::pin(migrate::run(args, &shared, out)).await;
+    }
     if let Command::Import(args) = &command
         && args.is_dry()
     {
@@ -339,6 +346,7 @@ async fn run_on(
         // These have no client and were run before.
         Command::Serve(_)
         | Command::Restore(_)
+        | Command::Migrate(_)
         | Command::Token(_)
         | Command::Config(_)
         | Command::Completions(_)

@@ -421,7 +421,7 @@ fn no_signals(error: std::io::Error) -> Error {
 
 /// Completes at the first SIGTERM or Ctrl-C; the second one ends the process at once, which loses
 /// nothing that was acknowledged.
-fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
     Ok(async move {

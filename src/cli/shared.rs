@@ -154,6 +154,22 @@ impl Shared {
         }
     }
 
+    /// Whether a flag names a server or an archive.
+    pub(super) fn names_archive(&self) -> bool {
+        self.server.is_some() || self.archive.is_some()
+    }
+
+    /// The archive that an argument names: the URL of a server, or a locator.
+    pub(super) fn target_at(&self, place: &str) -> Result<Target> {
+        if ["http://", "https://"]
+            .iter()
+            .any(|scheme| place.starts_with(scheme))
+        {
+            return self.named(place);
+        }
+        Ok(Target::Archive(place.parse()?, self.store_options()?))
+    }
+
     /// A server or several, and what proves to them who asks.
     fn named(&self, servers: &str) -> Result<Target> {
         let urls: Vec<String> = servers

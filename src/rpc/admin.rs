@@ -139,6 +139,28 @@ impl AdminService for Admin {
         }))
     }
 
+    async fn move_archive(
+        &self,
+        request: Request<proto::MoveArchiveRequest>,
+    ) -> Result<Response<proto::MoveArchiveResponse>, Status> {
+        let caller = audit::caller(&request);
+        let to = request.into_inner().to;
+        let moved = match to.as_str() {
+            "" => self
+                .archive
+                .release()
+                .await
+                .map(|()| self.archive.committed()),
+            to => self.archive.move_to(to).await,
+        };
+        let last = moved.map_err(|error| status_of(&error))?;
+        audit::moved(caller.as_ref(), &to);
+        tracing::info!(to, last, "the archive was moved");
+        Ok(Response::new(proto::MoveArchiveResponse {
+            last_sequence: Some(last),
+        }))
+    }
+
     async fn rebuild_search_index(
         &self,
         request: Request<proto::RebuildSearchIndexRequest>,

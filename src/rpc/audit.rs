@@ -57,6 +57,13 @@ pub(super) fn rebuilds(caller: Option<&Caller>) {
     });
 }
 
+/// Tells of an archive that was left for a place, or taken back.
+pub(super) fn moved(caller: Option<&Caller>, to: &str) {
+    line(caller, |identity, request| {
+        tracing::info!(target: "audit", identity, request, to, "moved the archive");
+    });
+}
+
 /// Tells of a repair that was asked for.
 pub(super) fn repairs(caller: Option<&Caller>) {
     line(caller, |identity, request| {

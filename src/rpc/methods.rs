@@ -96,7 +96,7 @@ const fn open(service: &'static str, name: &'static str, shape: Shape) -> Method
 static UNKNOWN: Method = method("unknown", "unknown", Shape::Unary, Role::Reader);
 
 /// The methods. A delete is for good, so that whoever stores articles may not.
-static METHODS: [Method; 25] = [
+static METHODS: [Method; 26] = [
     storing("PutArticle", Shape::Unary),
     storing("ImportArticles", Shape::BidiStream),
     method(ARTICLES, "FindMissingArticles", Shape::Unary, Role::Reader),
@@ -116,6 +116,7 @@ static METHODS: [Method; 25] = [
     method(ADMIN, "GetStats", Shape::Unary, Role::Reader),
     method(ADMIN, "VerifyArchive", Shape::ServerStream, Role::Admin),
     method(ADMIN, "BackupArchive", Shape::ServerStream, Role::Admin),
+    method(ADMIN, "MoveArchive", Shape::Unary, Role::Admin),
     method(ADMIN, "RebuildSearchIndex", Shape::Unary, Role::Admin),
     open(HEALTH, "Check", Shape::Unary),
     open(HEALTH, "List", Shape::Unary),
@@ -159,7 +160,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(count, 20);
+        assert_eq!(count, 21);
         assert_eq!(
             Method::of_path("/pressmark.v1.ArticleService/Other"),
             &UNKNOWN

@@ -10,6 +10,19 @@ use crate::error::{Error, Reason, Result};
 /// Held by the process that has the archive open.
 const LOCK_FILE: &str = "LOCK";
 
+/// Checks that a folder is an archive's, empty, or not there.
+pub(super) fn check_place(folder: &Path) -> Result<()> {
+    let is_free = match fs::read_dir(folder) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if is_free || folder.join(LOCK_FILE).exists() {
+        return Ok(());
+    }
+    let what = format!("{} is there, and is no archive", folder.display());
+    Err(Error::new(Reason::FileFailed, what).with_resource(folder.display().to_string()))
+}
+
 pub(super) fn lock(folder: &Path) -> Result<File> {
     let path = folder.join(LOCK_FILE);
     let failed = |error: io::Error| {

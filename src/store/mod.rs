@@ -457,6 +457,17 @@ pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn St
     }
 }
 
+/// Checks that a folder holds an archive, or nothing that one would be mixed up with.
+///
+/// # Errors
+/// `FileFailed` if it holds something else.
+pub fn check_place(locator: &Locator) -> Result<()> {
+    match locator {
+        Locator::Folder(path) => folder::check_place(path),
+        Locator::Objects(_) | Locator::Memory => Ok(()),
+    }
+}
+
 /// Waits until no other process has an archive open, and whoever opens it now need not ask again.
 ///
 /// # Errors

@@ -84,7 +84,7 @@ pub async fn restored(store: Arc<dyn Store>, chain: &Chain) -> (Archive, Guard) 
 }
 
 /// Everything that is stored, in order of arrival.
-async fn everything(archive: &Archive) -> Vec<StoredArticle> {
+pub async fn everything(archive: &Archive) -> Vec<StoredArticle> {
     let query = Query {
         selector: Selector::new(SelectorFields::default(), archive.limits()).unwrap(),
         order: Order::Arrival(Direction::Ascending),
@@ -817,7 +817,7 @@ async fn backup_restore_and_heal_work_from_the_command_line() -> TestResult {
 }
 
 /// Takes a record out of a closed archive, and tells its id.
-async fn remove_record(archive: &Path, sequence: u64) -> Result<String, Error> {
+pub async fn remove_record(archive: &Path, sequence: u64) -> Result<String, Error> {
     use pressmark::store::{self, Batch, Durability, Locator, StoreOptions};
     let locator = Locator::Folder(archive.to_owned());
     let store = store::open(&locator, StoreOptions::default()).await?;

@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// The cluster. Its script stops it when this process is gone, and so its end of the pipe.
 pub struct Cluster {
     folder: PathBuf,
-    url: String,
+    pub url: String,
     _script: Child,
 }
 
@@ -69,7 +69,7 @@ fn cluster() -> &'static Cluster {
 
 impl Cluster {
     /// Kills or starts one daemon.
-    fn change(&self, verb: &str, name: &str) {
+    pub fn change(&self, verb: &str, name: &str) {
         let mut command = script();
         let status = command.arg(verb).arg(&self.folder).arg(name).status();
         assert!(status.unwrap().success(), "{verb} {name}");

@@ -126,7 +126,7 @@ pub fn program() -> Command {
 }
 
 /// Article 0 is undated; each has a day and a URL of its own.
-fn article(number: usize) -> Article {
+pub fn article(number: usize) -> Article {
     let seconds = i64::try_from(number).unwrap() * 86_400;
     Article::new(ArticleFields {
         title: format!("Title {number}"),

@@ -32,6 +32,8 @@ mod browser;
 mod cancel;
 // Object storage that three machines would keep: what is left when some of them are gone.
 mod ceph;
+// The same cluster as the place that an archive moves to.
+mod ceph_migrate;
 // Replicas of archives there: what they add, and how fresh they are.
 mod ceph_replicas;
 // The command line: output, exit codes, pipes and signals.
@@ -68,6 +70,8 @@ mod grpcurl;
 mod limits;
 // Load for tests that break the server under it.
 mod load;
+// Moving an archive to another place: that all of it arrives, live, after kills, and back.
+mod migrate;
 // Pages and counts of random articles against a naive model of filter and sort.
 mod model;
 // Health, figures, log and audit lines, as an operator sees them.

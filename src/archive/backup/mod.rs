@@ -8,6 +8,7 @@
 mod decode;
 mod follow;
 mod format;
+mod receive;
 mod restore;
 
 use std::time::Duration;
@@ -16,8 +17,10 @@ pub use self::decode::Decoder;
 pub(super) use self::follow::FollowState;
 pub use self::follow::{BackupStatus, Follower};
 pub use self::format::{ArchiveId, Encoder, Entry, Header, Trailer};
+pub use self::receive::{Incoming, Receiver};
+pub(super) use self::receive::{RestoreStep, Restored};
+pub(super) use self::restore::may_be_same;
 pub use self::restore::{Chain, RestoreSummary};
-pub(super) use self::restore::{RestoreStep, Restored, may_be_same};
 use super::Archive;
 use super::walk::{LogWalk, Pace, RawRecord};
 use crate::article::ContentHash;
@@ -39,6 +42,8 @@ pub struct Backup {
 enum State {
     New(Header),
     Going(Box<Encoder>),
+    /// What is intact before it was given away.
+    Failed(Error),
     Done,
 }
 
@@ -46,8 +51,8 @@ impl Backup {
     /// The next bytes of the backup; none at its end.
     ///
     /// # Errors
-    /// `RecordDamaged` if a record cannot prove itself, `StoreFailed`, `StoreDamaged`; the backup is
-    /// of no use then.
+    /// `RecordDamaged` if a record cannot prove itself, `StoreFailed`, `StoreDamaged`. All records
+    /// before were given away then, and there is no end to them, so that it is no backup.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>> {
         loop {
             match std::mem::replace(&mut self.state, State::Done) {
@@ -57,8 +62,16 @@ impl Backup {
                     return Ok(Some(bytes));
                 }
                 State::Going(mut encoder) => {
-                    let Some(entries) = self.log.next().await? else {
-                        return Ok(Some(encoder.finish()?));
+                    let entries = match self.log.next().await {
+                        Ok(Some(entries)) => entries,
+                        Ok(None) => return Ok(Some(encoder.finish()?)),
+                        Err(error) => {
+                            self.state = State::Failed(error);
+                            match encoder.flush()? {
+                                Some(bytes) => return Ok(Some(bytes)),
+                                None => continue,
+                            }
+                        }
                     };
                     let bytes = encoder.add_all(&entries)?;
                     self.state = State::Going(encoder);
@@ -66,6 +79,7 @@ impl Backup {
                         return Ok(Some(bytes));
                     }
                 }
+                State::Failed(error) => return Err(error),
                 State::Done => return Ok(None),
             }
         }
@@ -83,7 +97,7 @@ struct LogReader {
 }
 
 impl LogReader {
-    /// The next records in order; none at the end.
+    /// The next records in order; none at the end. What is intact goes before what is not.
     async fn next(&mut self) -> Result<Option<Vec<Entry>>> {
         if self.next > self.last {
             return Ok(None);
@@ -100,10 +114,10 @@ impl LogReader {
                 return Err(damaged(what));
             };
             for raw in step.records {
-                if raw.sequence != self.next {
-                    return Err(damaged(format!("log record {} is missing", self.next)));
-                }
-                let record = self.prove(&raw).await?;
+                let record = match self.prove(&raw).await {
+                    Err(_) if !entries.is_empty() => return Ok(Some(entries)),
+                    record => record?,
+                };
                 if let Content::Tombstone { deletion, .. } = &record.content {
                     self.last = self.last.max(*deletion);
                 }
@@ -132,6 +146,9 @@ impl LogReader {
     }
 
     async fn prove(&self, raw: &RawRecord) -> Result<Record> {
+        if raw.sequence != self.next {
+            return Err(damaged(format!("log record {} is missing", self.next)));
+        }
         match raw.decode(&self.archive.inner.dictionaries) {
             Ok(record) => Ok(record),
             // A delete may have come between the rows of a large record.

@@ -6,18 +6,18 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::decode::Decoder;
 use super::follow::{PART_ENDING, SEGMENT_ENDING};
-use super::format::{ArchiveId, Entry, FRAME_HEAD_BYTES, HEADER_BYTES, Header, PREFIX_BYTES};
-use crate::archive::job::{Hashed, Job, Prepared};
+use super::format::{Entry, FRAME_HEAD_BYTES, HEADER_BYTES, Header, PREFIX_BYTES};
+use super::receive::{Receiver, RestoreStep};
 use crate::archive::open::Purpose;
-use crate::archive::{Archive, Guard, Limits, writer_ended};
+use crate::archive::{Archive, Guard, Limits};
 use crate::article::ContentHash;
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence, meta};
-use crate::record::{self, Content, Record};
+use crate::record;
 use crate::store::Store;
 
 /// Frames read ahead of the writer.
@@ -246,27 +246,6 @@ pub struct RestoreSummary {
     pub last: Sequence,
 }
 
-/// Work of a restore for the writer.
-#[derive(Debug)]
-pub(in crate::archive) enum RestoreStep {
-    /// Marks the archive as unfinished; a whole backup gives it its name.
-    Begin {
-        archive_id: ArchiveId,
-        last: Sequence,
-    },
-    /// Writes records at the sequences that follow.
-    Records(Vec<Restored>),
-    /// Takes the mark away.
-    End,
-}
-
-/// A record as the writer wants it.
-#[derive(Debug)]
-pub(in crate::archive) enum Restored {
-    Article(Box<Prepared>),
-    Other(Box<Record>),
-}
-
 impl Archive {
     /// Opens an archive to restore backups into it, also one whose restore was interrupted.
     ///
@@ -293,7 +272,9 @@ impl Archive {
         let mut begin = Some(RestoreStep::Begin {
             archive_id: header.archive_id,
             last,
+            from: None,
         });
+        let mut receiver = Receiver::new(self);
         let (frames, mut read) = mpsc::channel(FRAMES_AHEAD);
         let reading = {
             let chain = chain.clone();
@@ -302,13 +283,14 @@ impl Archive {
             })
         };
         while let Some(entries) = read.recv().await {
-            self.restore_entries(entries, &mut begin, &mut summary)
+            self.restore_entries(entries, &mut begin, &mut receiver, &mut summary)
                 .await?;
         }
         let reading = reading.await;
         reading.map_err(|panic| {
             Error::new(Reason::Internal, "reading a backup panicked").with_source(panic)
         })??;
+        receiver.settle().await?;
         self.step(RestoreStep::End).await?;
         summary.last = self.committed();
         Ok(summary)
@@ -363,10 +345,11 @@ impl Archive {
         &self,
         mut entries: Vec<Entry>,
         begin: &mut Option<RestoreStep>,
+        receiver: &mut Receiver,
         summary: &mut RestoreSummary,
     ) -> Result<()> {
-        let committed = self.committed();
-        let new = entries.split_off(entries.partition_point(|entry| entry.sequence <= committed));
+        let next = receiver.next();
+        let new = entries.split_off(entries.partition_point(|entry| entry.sequence < next));
         self.compare(&entries).await?;
         // All that is there already was compared by now. Until then the archive stays as it is, so
         // that backups of another history do it no harm.
@@ -375,34 +358,10 @@ impl Archive {
         }
         summary.present_count += u64::try_from(entries.len()).unwrap_or(u64::MAX);
         summary.restored_count += u64::try_from(new.len()).unwrap_or(u64::MAX);
-        let mut step = Vec::new();
-        let mut bytes = 0;
         for entry in new {
-            let restored = self.prepare_entry(entry)?;
-            let is_alone = matches!(&restored, Restored::Other(_));
-            if let Restored::Article(prepared) = &restored {
-                bytes += prepared.stored_bytes();
-            }
-            // What is no article may concern one of the same group, so it gets a group of its own.
-            if is_alone && !step.is_empty() {
-                self.step(RestoreStep::Records(std::mem::take(&mut step)))
-                    .await?;
-            }
-            step.push(restored);
-            let limits = &self.inner.limits;
-            if is_alone
-                || step.len() >= limits.group_articles_max
-                || bytes >= limits.group_bytes_max
-            {
-                self.step(RestoreStep::Records(std::mem::take(&mut step)))
-                    .await?;
-                bytes = 0;
-            }
+            receiver.take(self.prepare_entry(entry)?).await?;
         }
-        if step.is_empty() {
-            return Ok(());
-        }
-        self.step(RestoreStep::Records(step)).await
+        Ok(())
     }
 
     /// Checks that records which are there already are of the same articles.
@@ -421,33 +380,6 @@ impl Archive {
             }
         }
         Ok(())
-    }
-
-    fn prepare_entry(&self, entry: Entry) -> Result<Restored> {
-        let Record {
-            id,
-            archived_at,
-            content,
-        } = entry.record;
-        match content {
-            Content::Article(article) => {
-                let prepared = self.prepare(Hashed::new(article, archived_at, Some(id))?)?;
-                Ok(Restored::Article(Box::new(prepared)))
-            }
-            content @ (Content::Deletion { .. }
-            | Content::Tombstone { .. }
-            | Content::Quarantine { .. }) => Ok(Restored::Other(Box::new(Record {
-                id,
-                archived_at,
-                content,
-            }))),
-        }
-    }
-
-    async fn step(&self, step: RestoreStep) -> Result<()> {
-        let (done, result) = oneshot::channel();
-        self.send(Job::Restore(step, done)).await?;
-        result.await.map_err(|_| writer_ended())?
     }
 }
 

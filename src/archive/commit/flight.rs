@@ -1,4 +1,5 @@
-//! Groups of puts that are on their way to being durable, in the order in which they were written.
+//! Groups of puts, and of records that are copied, on their way to being durable, in the order in
+//! which they were written.
 //!
 //! An engine on a disk is done with a group before the next one is gathered. One in object storage
 //! takes as long as some requests over a network, but takes further groups meanwhile; each is
@@ -15,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::key::Sequence;
 use crate::store::Commit;
 
-/// Articles on their way, after which no further group is begun. What bounds their bytes is the room
+/// Records on their way, after which no further group is begun. What bounds their bytes is the room
 /// that they hold in the queue.
 pub(in crate::archive) const ON_THEIR_WAY_MAX: usize = 8192;
 
@@ -36,26 +37,35 @@ pub(super) type Caller = (oneshot::Sender<Result<Put>>, OwnedSemaphorePermit);
 pub(super) struct Flight {
     /// Nothing if the group was of duplicates, which are as durable as what is before them.
     pub(super) written: Option<Written>,
-    pub(super) puts: Vec<Put>,
-    pub(super) callers: Vec<Caller>,
+    pub(super) record_count: usize,
+    pub(super) waiting: Waiting,
+}
+
+/// Who waits for a group.
+#[derive(Debug)]
+pub(super) enum Waiting {
+    /// Those who sent its articles, and what they are told.
+    Puts(Vec<Put>, Vec<Caller>),
+    /// The one who copies records, if this is the last batch of what was given.
+    Copy(Option<oneshot::Sender<Result<()>>>),
 }
 
 /// All groups on their way.
 #[derive(Debug, Default)]
 pub(super) struct Flights {
     groups: VecDeque<Flight>,
-    article_count: usize,
+    record_count: usize,
     /// Why a group did not become durable: what is behind it is not acknowledged either.
     broken: Option<Error>,
 }
 
 impl Flights {
     pub(super) fn has_room(&self) -> bool {
-        self.article_count < ON_THEIR_WAY_MAX
+        self.record_count < ON_THEIR_WAY_MAX
     }
 
     pub(super) fn push(&mut self, flight: Flight) {
-        self.article_count += flight.callers.len();
+        self.record_count += flight.record_count;
         self.groups.push_back(flight);
     }
 
@@ -72,7 +82,7 @@ impl Flights {
             self.broken.get_or_insert_with(|| error.clone());
         }
         let flight = self.groups.pop_front()?;
-        self.article_count -= flight.callers.len();
+        self.record_count -= flight.record_count;
         Some((flight, result))
     }
 }

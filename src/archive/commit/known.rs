@@ -21,25 +21,9 @@ pub(super) struct Known {
 impl Writer {
     /// Reads, in two rounds for the whole group, all that decides what becomes of its articles.
     pub(super) async fn known(&self, articles: &[Prepared]) -> Result<Known> {
-        let mut keys: Vec<Vec<u8>> = articles.iter().map(|a| key::hash(&a.facts.id)).collect();
-        let mut names: Vec<&str> = articles.iter().map(|a| a.facts.source.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        keys.extend(names.iter().map(|name| meta::source(name)));
-        let mut values = self.store.get_many(keys).await?;
-        let stats = values.split_off(articles.len());
-        let decode_entry =
-            |value: Option<bytes::Bytes>| value.map(|v| HashEntry::decode(&v)).transpose();
-        let entries = values
-            .into_iter()
-            .map(decode_entry)
-            .collect::<Result<Vec<_>>>()?;
-        let mut sources = HashMap::new();
-        for (name, value) in names.into_iter().zip(stats) {
-            let stats =
-                value.map_or(Ok(SourceStats::EMPTY), |value| SourceStats::decode(&value))?;
-            sources.insert(name.to_owned(), stats);
-        }
+        let ids = articles.iter().map(|article| article.facts.id);
+        let names = articles.iter().map(|article| article.facts.source.as_str());
+        let (entries, sources) = self.entries_and_sources(ids, names).await?;
         // A quarantined article is stored anew, and is a revision like any other.
         let is_new = |entry: &Option<HashEntry>| {
             entry.is_none_or(|entry| entry.state == EntryState::Quarantined)
@@ -57,6 +41,35 @@ impl Writer {
             sources,
             latest,
         })
+    }
+
+    /// What stands in table `h` for ids, and the figures of sources.
+    pub(super) async fn entries_and_sources(
+        &self,
+        ids: impl Iterator<Item = ContentHash>,
+        names: impl Iterator<Item = &str>,
+    ) -> Result<(Vec<Option<HashEntry>>, HashMap<String, SourceStats>)> {
+        let mut keys: Vec<Vec<u8>> = ids.map(|id| key::hash(&id)).collect();
+        let id_count = keys.len();
+        let mut names: Vec<&str> = names.collect();
+        names.sort_unstable();
+        names.dedup();
+        keys.extend(names.iter().map(|name| meta::source(name)));
+        let mut values = self.store.get_many(keys).await?;
+        let stats = values.split_off(id_count);
+        let decode_entry =
+            |value: Option<bytes::Bytes>| value.map(|v| HashEntry::decode(&v)).transpose();
+        let entries = values
+            .into_iter()
+            .map(decode_entry)
+            .collect::<Result<Vec<_>>>()?;
+        let mut sources = HashMap::new();
+        for (name, value) in names.into_iter().zip(stats) {
+            let stats =
+                value.map_or(Ok(SourceStats::EMPTY), |value| SourceStats::decode(&value))?;
+            sources.insert(name.to_owned(), stats);
+        }
+        Ok((entries, sources))
     }
 
     /// The id of the latest article at each URL that has one.

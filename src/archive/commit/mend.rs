@@ -38,6 +38,7 @@ impl Writer {
 
     /// Repairs the archive; everything else that wants to write waits.
     pub(super) async fn repair(&mut self, now: Timestamp) -> Result<RepairCounts> {
+        self.check_not_moved()?;
         let store = Arc::clone(&self.store);
         let metrics = Arc::clone(&self.metrics);
         let dictionaries = self.dictionaries.clone();
