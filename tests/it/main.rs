@@ -48,6 +48,8 @@ mod crash;
 mod deletes;
 // What an operator has: certificates, identities, and the server.
 mod desk;
+// Clients that know all servers of one archive.
+mod endpoints;
 // Dictionaries: training, both copies of them, and what is told when both are lost.
 mod dictionary;
 // A disk without room, without permission, and one that does not sync.

@@ -26,7 +26,7 @@ use crate::slate::check_place;
 use crate::support::{TestResult, bucket_in, small_cache};
 
 /// Flags of servers that answer soon, look often, and are taken over soon.
-const SOON: [&str; 8] = [
+pub const SOON: [&str; 8] = [
     "--flush-interval",
     "5ms",
     "--writer-lease",

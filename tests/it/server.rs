@@ -213,6 +213,11 @@ impl ServerProcess {
         Self::run(Command::new(PROGRAM), archive, ANY_PORT, flags)
     }
 
+    /// The same, at an address.
+    pub fn spawn_at(archive: &Path, address: &str, flags: &[&str]) -> Self {
+        Self::run(Command::new(PROGRAM), archive, address, flags)
+    }
+
     /// Starts the server through another program and its arguments, which puts the server in its own
     /// place.
     pub fn spawn_under(program: &[&str], archive: &Path) -> Self {
