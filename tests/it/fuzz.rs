@@ -619,6 +619,10 @@ fn requests_of_every_method() {
             // A search index that is being built anew is told to be.
             assert!(is_right, "{method}: {status:?}");
         }
+        if method.ends_with("/MoveArchive") {
+            // What comes next is to be written again.
+            runtime.block_on(server.archive.release()).unwrap();
+        }
         answer.is_ok()
     });
     drop(client);

@@ -291,6 +291,14 @@ fn news_desk(server: &ServerProcess) {
     assert_eq!((stored.len(), deleted.len()), (5, 1));
     let rebuilt = call(server, "AdminService/RebuildSearchIndex", &json!({})).unwrap();
     assert_eq!(rebuilt["lastSequence"], *last);
+    let place = json!({"to": "s3://bucket/news"});
+    let moved = call(server, "AdminService/MoveArchive", &place).unwrap();
+    assert_eq!(moved["lastSequence"], *last);
+    let put = json!({"article": article(9)});
+    let refused = call(server, "ArticleService/PutArticle", &put).unwrap_err();
+    assert!(refused.contains("ARCHIVE_MOVED") && refused.contains("s3://bucket/news"), "{refused}");
+    call(server, "AdminService/MoveArchive", &json!({})).unwrap();
+    call(server, "ArticleService/PutArticle", &put).unwrap();
 }
 
 /// Pipes the scan of one server into the import of another: a copy without client code.
