@@ -252,13 +252,11 @@ impl WalReader for Sight {
             next = rows.last_consumed_wal_file_id + 1;
             kept.push_back(rows);
         }
-        let rest = match is_wanted(next) {
-            true => Some(
-                self.log
-                    .iterator(WalFileRange(Bound::Included(next), end))
-                    .await?,
-            ),
-            false => None,
+        let rest = if is_wanted(next) {
+            let rest = WalFileRange(Bound::Included(next), end);
+            Some(self.log.iterator(rest).await?)
+        } else {
+            None
         };
         Ok(Box::new(Reading {
             kept,
