@@ -135,7 +135,9 @@ impl Digests {
             State::Cold => {}
             State::Loading(pending) => pending.extend(changes),
             State::Ready(columns, _) => {
-                changes.into_iter().for_each(|change| columns.apply(change));
+                for change in changes {
+                    columns.apply(change);
+                }
             }
         }
     }
@@ -156,7 +158,9 @@ impl Digests {
     /// Takes up what the log says of all sequences up to one, unless everything was forgotten meanwhile.
     pub(super) fn catch_up(&self, changes: Vec<DigestChange>, read_to: Sequence) {
         if let State::Ready(columns, to) = &mut *self.state() {
-            changes.into_iter().for_each(|change| columns.apply(change));
+            for change in changes {
+                columns.apply(change);
+            }
             *to = read_to;
         }
     }

@@ -7,7 +7,6 @@ mod web;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -26,7 +25,7 @@ use crate::client::search_place;
 use crate::error::{Error, Reason, Result};
 use crate::rpc::{self, Listeners, ServeOptions, ServiceLimits, Services, Traces};
 use crate::search::{Place, Search, SearchGuard};
-use crate::store::{self, Locator, Store};
+use crate::store::{self, Locator, StoreOptions};
 
 /// The exit code of a process that a second signal ended at once.
 const INTERRUPTED: i32 = 130;
@@ -180,13 +179,10 @@ pub(super) async fn run(
     options.page = http_address.is_some() && args.web.page();
     store_options.objects.name = address.to_string();
     let index = search_place(&locator, &store_options);
-    let store = if args.replica {
-        store::open_replica(&locator, &store_options).await?
-    } else {
-        store::open(&locator, store_options).await?
-    };
+    // On the heap, as all that goes on meanwhile is in one future.
+    let opened = Box::pin(open_archive(&args, &locator, store_options)).await?;
+    let (archive, guard) = opened;
     let files_max = raise_file_limit();
-    let (archive, guard) = open_archive(&args, store).await?;
     let (search, search_guard) = open_search(args.search, &archive, index)?.unzip();
     let stopping = CancellationToken::new();
     let follower = match &args.backup_to {
@@ -288,10 +284,18 @@ fn announce(
     out.flush()
 }
 
-async fn open_archive(args: &Args, store: Arc<dyn Store>) -> Result<(Archive, Guard)> {
+async fn open_archive(
+    args: &Args,
+    locator: &Locator,
+    options: StoreOptions,
+) -> Result<(Archive, Guard)> {
     let limits = args.limits.archive();
+    if args.replica {
+        let store = store::open_replica(locator, &options).await?;
+        return Archive::open_replica(store, limits).await;
+    }
+    let store = store::open(locator, options).await?;
     match args.near_copies {
-        _ if args.replica => Archive::open_replica(store, limits).await,
         None => Archive::open(store, limits).await,
         Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await,
         Some(Switch::Off) => Archive::open_with(store, limits, NearCopies::Off).await,

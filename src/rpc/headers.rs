@@ -75,9 +75,10 @@ pub(super) fn timeout_of(headers: &HeaderMap) -> Result<Option<Duration>> {
 pub(super) fn min_sequence_of(headers: &HeaderMap) -> Result<Option<u64>> {
     let mut values = headers.get_all(MIN_SEQUENCE).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
-        return match headers.contains_key(MIN_SEQUENCE) {
-            false => Ok(None),
-            true => Err(no_sequence("it is sent more than once")),
+        return if headers.contains_key(MIN_SEQUENCE) {
+            Err(no_sequence("it is sent more than once"))
+        } else {
+            Ok(None)
         };
     };
     let text = value.to_str().unwrap_or_default();

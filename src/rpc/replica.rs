@@ -24,7 +24,7 @@ pub(super) async fn reach(asked: u64, deadline: Option<Instant>, shared: &Shared
     let left = deadline.map_or(most, |deadline| {
         deadline.saturating_duration_since(Instant::now()).min(most)
     });
-    let wait = left - left / SHARE_KEPT;
+    let wait = left.saturating_sub(left / SHARE_KEPT);
     let reached = tokio::select! {
         reached = tokio::time::timeout(wait, archive.committed_to(asked)) => reached,
         () = shared.stop.cancelled() => return Err(shutting_down()),

@@ -481,3 +481,51 @@ async fn rows_that_are_not_durable_are_not_seen() -> TestResult {
     check_error(late, Reason::NotTheWriter, &["only read"]);
     Ok(replica.close().await?)
 }
+
+/// A replica that finds one article each time that it looks, for long enough to be renewed some times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_looked_often_is_as_fast_as_a_new_one() -> TestResult {
+    const ARTICLES: u32 = 450;
+    const READ: u32 = 100;
+    let pair = Pair::open(Limits::default()).await?;
+    let replica = pair.replica.0.clone();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    // What was told of stays there while readers come and go.
+    let reading = tokio::spawn(async move {
+        let mut reads = 0;
+        while !*stopped.borrow() {
+            let last = u32::try_from(replica.committed()).unwrap();
+            for n in (0..last).rev().step_by(40) {
+                replica.get(&put_id(n)).await.unwrap();
+                reads += 1;
+            }
+            tokio::task::yield_now().await;
+        }
+        reads
+    });
+    for n in 0..ARTICLES {
+        pair.put([fields(n)]).await?;
+        within(pair.replica.0.committed_to(pair.writer.0.committed())).await?;
+    }
+    stop.send_replace(true);
+    println!("{} reads meanwhile", within(reading).await?);
+    let late = open_replica(pair.folder.path()).await?;
+    let time = async |archive: &Archive| {
+        let mut fastest = Duration::MAX;
+        for _ in 0..5 {
+            let started = std::time::Instant::now();
+            for n in 0..READ {
+                archive.get(&put_id(n)).await.unwrap();
+            }
+            fastest = fastest.min(started.elapsed() / READ);
+        }
+        fastest
+    };
+    let (old, new) = (time(&pair.replica.0).await, time(&late.0).await);
+    println!("a read takes {old:?}, and {new:?} from a replica that was just opened");
+    assert!(old < new * 10, "{old:?} is far more than {new:?}");
+    late.1.close().await?;
+    pair.check(&[fields(0), fields(ARTICLES - 1)]).await?;
+    pair.finish().await?;
+    Ok(())
+}

@@ -159,7 +159,7 @@ impl Lease {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The first tick comes at once, for what is written already.
         ticks.tick().await;
-        let mut last = Instant::now();
+        let mut told_at = Instant::now();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
@@ -167,11 +167,11 @@ impl Lease {
                 () = &mut lost => return,
             }
             // Whoever was stopped for long may have lost the archive and not know it yet.
-            if last.elapsed() >= self.silence_max && self.is_anothers().await {
+            if told_at.elapsed() >= self.silence_max && self.is_anothers().await {
                 tracing::warn!("another process says that it has {} open", self.place);
                 return;
             }
-            last = Instant::now();
+            told_at = Instant::now();
             self.note.beat += 1;
             if let Err(error) = self.write().await {
                 tracing::warn!(%error, "cannot tell others that {} is open here", self.place);

@@ -8,7 +8,7 @@
 //! - The reader has no snapshots: it goes on between two reads of a call. A call in which it did reads
 //!   again. If it does so each time, what was read is as good as a read of any other store: in the order
 //!   of the keys nothing is older than what is before it.
-//! - It tells how fresh it is (see `sight.rs`).
+//! - It tells how fresh it is, and is renewed before it has too many tables in memory (see `sight.rs`).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -19,18 +19,20 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::path::Path;
+use slatedb::db_cache::DbCache;
 use slatedb::manifest::SsTableView;
 use slatedb::wal::SlateDbWalReaderBuilder;
 use slatedb::{CloseReason, DbReader, DbReaderMode, DbStatus};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::super::{
-    Batch, Chunk, Durability, Look, Objects, Scan, Store, StoreOptions, StoreStats, closed,
+    Batch, Chunk, Durability, Look, ObjectOptions, Objects, Scan, Store, StoreOptions, StoreStats,
+    closed,
 };
 use super::lease::Lease;
 use super::requests::{Counted, Counts};
-use super::sight::{Looks, Sight};
+use super::sight::{Looks, Sight, Tail};
 use super::{CACHE_ID, get_all, open_failed, place, scan, scan_all, settings};
 use crate::error::{Error, Reason, Result};
 
@@ -40,24 +42,47 @@ const TRIES_MAX: u32 = 4;
 /// How long a read that failed waits for the next look.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(2);
 
+/// Looks that found something, after which a reader is renewed.
+const TABLES_MAX: u32 = 128;
+
+/// How often it is looked whether the calls of the reader before have ended.
+const CALLS_PAUSE: Duration = Duration::from_millis(100);
+
 /// An archive in object storage that another process writes.
 pub struct SlateReplica {
-    place: String,
+    source: Arc<Source>,
     open_micros: u64,
     counts: Arc<Counts>,
-    /// Read for the moment of a clone only; empty after close.
-    reader: RwLock<Option<Arc<DbReader>>>,
     /// Says who writes. It is only read here.
     lease: Lease,
+    /// The task that tells of new rows and renews the reader.
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Where the readers of a replica come from, one after the other.
+struct Source {
+    place: String,
+    database: Path,
+    storage: Arc<dyn ObjectStore>,
+    options: ObjectOptions,
+    memory: Arc<dyn DbCache>,
+    tail: Arc<Tail>,
+    told: watch::Sender<Look>,
+    /// Read for the moment of a clone only; empty after close.
+    current: RwLock<Option<Arc<Current>>>,
+    has_failed: watch::Sender<bool>,
+}
+
+/// A reader and its looks.
+struct Current {
+    reader: DbReader,
     looks: Arc<Looks>,
-    /// The task that tells of new rows.
-    telling: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl fmt::Debug for SlateReplica {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SlateReplica")
-            .field("place", &self.place)
+            .field("place", &self.source.place)
             .finish_non_exhaustive()
     }
 }
@@ -85,51 +110,141 @@ impl SlateReplica {
             let what = format!("no archive is at {name}; start the server that writes it first");
             return Err(Error::new(Reason::FileFailed, what).with_resource(name));
         }
-        let looks = Arc::new(Looks::new());
-        let log = SlateDbWalReaderBuilder::new()
-            .with_path(database.clone())
-            .with_object_store(storage.clone());
-        let log = log.build().map_err(|error| open_failed(&name, error))?;
-        let reader = DbReader::builder(database, storage)
-            .with_reader_mode(DbReaderMode::FollowLatest)
-            .with_options(settings::of_replica(&options.objects))
-            .with_filter_policies(scan::filters())
-            .with_db_cache(settings::memory(options.cache_bytes), CACHE_ID)
-            .with_wal_reader(Arc::new(Sight::new(log, Arc::clone(&looks))))
-            .build()
-            .await
-            .map_err(|error| open_failed(&name, error))?;
-        looks.ended();
-        let telling = tokio::spawn(tell(reader.subscribe(), Arc::clone(&looks)));
-        Ok(Self {
+        let storage = settings::with_copies(storage, &options.objects).await;
+        let source = Arc::new(Source {
+            storage: storage.map_err(|error| open_failed(&name, error))?,
             place: name,
+            database,
+            options: options.objects.clone(),
+            memory: settings::memory(options.cache_bytes),
+            tail: Arc::default(),
+            told: watch::Sender::new(Look {
+                number: 0,
+                complete_to: started,
+            }),
+            current: RwLock::default(),
+            has_failed: watch::Sender::new(false),
+        });
+        let current = source.open().await?;
+        source.begin(&current);
+        let keeper = tokio::spawn(Arc::clone(&source).keep(current));
+        Ok(Self {
+            source,
             open_micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             counts,
-            reader: RwLock::new(Some(Arc::new(reader))),
             lease,
-            looks,
-            telling: Mutex::new(Some(telling)),
+            keeper: Mutex::new(Some(keeper)),
         })
     }
+}
 
-    fn reader(&self) -> Result<Arc<DbReader>> {
-        let reader = self.reader.read().unwrap_or_else(PoisonError::into_inner);
-        reader.clone().ok_or_else(closed)
+impl Drop for SlateReplica {
+    fn drop(&mut self) {
+        // Whoever drops it did not close it, and nobody hears of new rows any more.
+        let keeper = self.keeper.get_mut();
+        if let Some(keeper) = keeper.unwrap_or_else(PoisonError::into_inner) {
+            keeper.abort();
+        }
+    }
+}
+
+impl Source {
+    /// Opens a reader.
+    async fn open(&self) -> Result<Arc<Current>> {
+        let failed = |error| open_failed(&self.place, error);
+        let looks = Arc::new(Looks::new(self.told.clone()));
+        let log = SlateDbWalReaderBuilder::new()
+            .with_path(self.database.clone())
+            .with_object_store(self.storage.clone());
+        let log = log.build().map_err(failed)?;
+        let sight = Sight::new(log, Arc::clone(&looks), Arc::clone(&self.tail));
+        let reader = DbReader::builder(self.database.clone(), self.storage.clone())
+            .with_reader_mode(DbReaderMode::FollowLatest)
+            .with_options(settings::of_replica(&self.options))
+            .with_filter_policies(scan::filters())
+            .with_db_cache(Arc::clone(&self.memory), CACHE_ID)
+            .with_wal_reader(Arc::new(sight))
+            .build();
+        let reader = reader.await.map_err(failed)?;
+        Ok(Arc::new(Current { reader, looks }))
     }
 
-    async fn refuse<T>(&self) -> Result<T> {
+    /// Reads from a reader from now on. Returns the one before.
+    fn begin(&self, next: &Arc<Current>) -> Option<Arc<Current>> {
+        let before = {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            current.replace(Arc::clone(next))
+        };
+        next.looks.ended();
+        before
+    }
+
+    fn current(&self) -> Result<Arc<Current>> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.clone().ok_or_else(closed)
+    }
+
+    /// Tells of new rows, and renews the reader when it has found some often enough.
+    async fn keep(self: Arc<Self>, mut current: Arc<Current>) {
+        let mut status = current.reader.subscribe();
+        let mut tables = 0;
+        let mut ending = JoinSet::new();
+        while status.changed().await.is_ok() {
+            if let Some(reason) = status.borrow_and_update().close_reason {
+                self.has_failed.send_replace(reason != CloseReason::Clean);
+                return;
+            }
+            current.looks.moved();
+            tables += 1;
+            if tables < TABLES_MAX {
+                continue;
+            }
+            tables = 0;
+            current.looks.hold().await;
+            current.looks.moved();
+            match self.next_after(&current).await {
+                Ok(next) => {
+                    status = next.reader.subscribe();
+                    if let Some(before) = self.begin(&next) {
+                        ending.spawn(end(before));
+                    }
+                    current = next;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the reader of {} is not renewed", self.place);
+                    current.looks.go_on();
+                }
+            }
+            while ending.try_join_next().is_some() {}
+        }
+    }
+
+    /// Opens the next reader, which knows of everything that this one does.
+    async fn next_after(&self, current: &Current) -> Result<Arc<Current>> {
+        let next = self.open().await?;
+        let durable = |current: &Current| current.reader.subscribe().borrow().durable_seq;
+        if durable(&next) >= durable(current) {
+            return Ok(next);
+        }
+        end(next).await;
+        let what = "files of the log were removed while they were read again";
+        Err(Error::new(Reason::StoreFailed, what))
+    }
+
+    fn refuse<T>(&self) -> Result<T> {
         let what = format!("{} is only read here", self.place);
         Err(Error::new(Reason::NotTheWriter, what))
     }
 }
 
-/// Tells of new rows until the reader is closed.
-async fn tell(mut status: watch::Receiver<DbStatus>, looks: Arc<Looks>) {
-    while status.changed().await.is_ok() {
-        if status.borrow_and_update().close_reason.is_some() {
-            return;
-        }
-        looks.moved();
+/// Closes a reader when all calls that read from it have ended.
+async fn end(before: Arc<Current>) {
+    before.looks.end();
+    while Arc::strong_count(&before) > 1 {
+        tokio::time::sleep(CALLS_PAUSE).await;
+    }
+    if let Err(error) = before.reader.close().await {
+        tracing::debug!(%error, "a reader ended badly");
     }
 }
 
@@ -140,10 +255,9 @@ impl Store for SlateReplica {
     }
 
     async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>> {
-        let reader = self.reader()?;
-        let mut tries = Tries::new(&reader, &self.looks);
+        let mut tries = Tries::new(&self.source)?;
         loop {
-            let values = get_all(&*reader, keys.clone()).await;
+            let values = get_all(&tries.current.reader, keys.clone()).await;
             if let Some(values) = tries.judge(values).await {
                 return values;
             }
@@ -151,10 +265,9 @@ impl Store for SlateReplica {
     }
 
     async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>> {
-        let reader = self.reader()?;
-        let mut tries = Tries::new(&reader, &self.looks);
+        let mut tries = Tries::new(&self.source)?;
         loop {
-            let chunks = scan_all(&*reader, scans.clone()).await;
+            let chunks = scan_all(&tries.current.reader, scans.clone()).await;
             if let Some(chunks) = tries.judge(chunks).await {
                 return chunks;
             }
@@ -162,12 +275,12 @@ impl Store for SlateReplica {
     }
 
     async fn write(&self, _batch: Batch, _durability: Durability) -> Result<()> {
-        self.reader()?;
-        self.refuse().await
+        self.source.current()?;
+        self.source.refuse()
     }
 
     fn looks(&self) -> Option<watch::Receiver<Look>> {
-        Some(self.looks.subscribe())
+        Some(self.source.told.subscribe())
     }
 
     async fn writer(&self) -> Result<Option<String>> {
@@ -175,21 +288,16 @@ impl Store for SlateReplica {
     }
 
     async fn replaced(&self) -> Error {
-        if let Ok(reader) = self.reader() {
-            let mut status = reader.subscribe();
-            let has_failed = |reason| !matches!(reason, None | Some(CloseReason::Clean));
-            let failed = status.wait_for(|status| has_failed(status.close_reason));
-            if failed.await.is_ok() {
-                let what = format!("{} cannot be followed any more", self.place);
-                return Error::new(Reason::StoreFailed, what).with_resource(&self.place);
-            }
-        }
-        // It is closed.
-        std::future::pending().await
+        let mut has_failed = self.source.has_failed.subscribe();
+        // It cannot end while this is asked.
+        let _ = has_failed.wait_for(|has_failed| *has_failed).await;
+        let place = &self.source.place;
+        let what = format!("{place} cannot be followed any more");
+        Error::new(Reason::StoreFailed, what).with_resource(place)
     }
 
     async fn stats(&self) -> Result<StoreStats> {
-        let manifest = self.reader()?.manifest();
+        let manifest = self.source.current()?.reader.manifest();
         let tables = manifest.all_sst_views().map(SsTableView::estimate_size);
         Ok(StoreStats {
             disk_bytes: tables.sum(),
@@ -200,28 +308,31 @@ impl Store for SlateReplica {
     }
 
     async fn close(&self) -> Result<()> {
-        let reader = {
-            let mut reader = self.reader.write().unwrap_or_else(PoisonError::into_inner);
-            reader.take()
+        let keeper = {
+            let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+            keeper.take()
         };
-        let Some(reader) = reader else {
+        if let Some(keeper) = keeper {
+            keeper.abort();
+            // Whatever it was at, it is at nothing now.
+            let _ = keeper.await;
+        }
+        let current = {
+            let current = self.source.current.write();
+            current.unwrap_or_else(PoisonError::into_inner).take()
+        };
+        let Some(current) = current else {
             return Ok(());
         };
-        let closed = reader.close().await;
-        let telling = {
-            let mut telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
-            telling.take()
-        };
-        if let Some(telling) = telling {
-            telling.abort();
-        }
-        closed.map_err(super::read_failed)
+        current.looks.end();
+        current.reader.close().await.map_err(super::read_failed)
     }
 }
 
 /// The reads of one call.
 struct Tries {
     left: u32,
+    current: Arc<Current>,
     status: watch::Receiver<DbStatus>,
     looks: watch::Receiver<Look>,
     /// What was durable when the read began.
@@ -229,15 +340,17 @@ struct Tries {
 }
 
 impl Tries {
-    fn new(reader: &DbReader, looks: &Looks) -> Self {
-        let status = reader.subscribe();
+    fn new(source: &Source) -> Result<Self> {
+        let current = source.current()?;
+        let status = current.reader.subscribe();
         let began_at = status.borrow().durable_seq;
-        Self {
+        Ok(Self {
             left: TRIES_MAX,
+            current,
             status,
-            looks: looks.subscribe(),
+            looks: source.told.subscribe(),
             began_at,
-        }
+        })
     }
 
     /// What the call is answered with, unless it has to be read again.

@@ -3,6 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::ObjectStore;
+#[expect(
+    deprecated,
+    reason = "the writer's copies are kept by the same, through its settings"
+)]
+use slatedb::cached_object_store::CachedObjectStore;
 use slatedb::config::{
     CompactorOptions, DbReaderOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions,
     ObjectStoreCacheOptions, Settings, SstBlockSize,
@@ -68,9 +74,28 @@ pub(super) fn settings(options: &ObjectOptions, probed: Probed) -> Settings {
 pub(super) fn of_replica(options: &ObjectOptions) -> DbReaderOptions {
     DbReaderOptions {
         manifest_poll_interval: options.poll_interval,
-        object_store_cache_options: cache(options),
         ..DbReaderOptions::default()
     }
+}
+
+/// Object storage with copies on the local disk, if there is a folder for them. Readers of a replica
+/// come and go, and each would have its own.
+#[expect(
+    deprecated,
+    reason = "the writer's copies are kept by the same, through its settings"
+)]
+pub(super) async fn with_copies(
+    storage: Arc<dyn ObjectStore>,
+    options: &ObjectOptions,
+) -> Result<Arc<dyn ObjectStore>, slatedb::Error> {
+    let cache = cache(options);
+    let Some(folder) = cache.root_folder else {
+        return Ok(storage);
+    };
+    let copies = CachedObjectStore::builder(folder, storage)
+        .with_max_cache_size_bytes(cache.max_cache_size_bytes)
+        .with_part_size_bytes(cache.part_size_bytes);
+    Ok(copies.build().await?)
 }
 
 fn cache(options: &ObjectOptions) -> ObjectStoreCacheOptions {
