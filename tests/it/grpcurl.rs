@@ -296,7 +296,10 @@ fn news_desk(server: &ServerProcess) {
     assert_eq!(moved["lastSequence"], *last);
     let put = json!({"article": article(9)});
     let refused = call(server, "ArticleService/PutArticle", &put).unwrap_err();
-    assert!(refused.contains("ARCHIVE_MOVED") && refused.contains("s3://bucket/news"), "{refused}");
+    assert!(
+        refused.contains("ARCHIVE_MOVED") && refused.contains("s3://bucket/news"),
+        "{refused}"
+    );
     call(server, "AdminService/MoveArchive", &json!({})).unwrap();
     call(server, "ArticleService/PutArticle", &put).unwrap();
 }
