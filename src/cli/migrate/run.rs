@@ -245,6 +245,7 @@ impl Copying<'_> {
         let copied = stretch::read(stretch, &self.migration.stop, make, take).await;
         // What came is kept, however it ended.
         let settled = receiver.settle().await;
+        self.report.sequence = self.archive.committed();
         let is_whole = copied.map_err(|error| self.with_advice(error))?;
         settled?;
         if is_whole && begins.is_some() {
