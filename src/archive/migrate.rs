@@ -46,7 +46,7 @@ pub struct Difference {
     /// What it is here.
     pub here: String,
     /// Whether nothing is lacking here: the other archive has set the record aside, and this one has
-    /// its article.
+    /// it.
     pub is_better: bool,
     /// The deletion that took away, there, what is here.
     pub deletion: Option<Sequence>,
@@ -273,11 +273,14 @@ fn difference(entry: &Entry, record: Result<Record>) -> Option<Difference> {
         return None;
     }
     difference.here = told(&here);
-    let is_same_article =
-        matches!(here.content, Content::Article(_)) && may_be_same(here.id, there.id);
+    let is_same_article = may_be_same(here.id, there.id);
+    let is_live = matches!(
+        here.content,
+        Content::Article(_) | Content::Quarantine { .. }
+    );
     match &there.content {
         Content::Quarantine { .. } => difference.is_better = is_same_article,
-        Content::Tombstone { deletion, .. } if is_same_article => {
+        Content::Tombstone { deletion, .. } if is_same_article && is_live => {
             difference.deletion = Some(*deletion);
         }
         Content::Article(_) | Content::Deletion { .. } | Content::Tombstone { .. } => {}

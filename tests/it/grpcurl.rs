@@ -294,9 +294,12 @@ fn news_desk(server: &ServerProcess) {
     let place = json!({"to": "s3://bucket/news"});
     let moved = call(server, "AdminService/MoveArchive", &place).unwrap();
     assert_eq!(moved["lastSequence"], *last);
-    let put = json!({"article": article(9)});
+    let put = json!({"article": article(1)});
     let refused = call(server, "ArticleService/PutArticle", &put).unwrap_err();
-    assert!(refused.contains("ARCHIVE_MOVED") && refused.contains("s3://bucket/news"), "{refused}");
+    assert!(
+        refused.contains("ARCHIVE_MOVED") && refused.contains("s3://bucket/news"),
+        "{refused}"
+    );
     call(server, "AdminService/MoveArchive", &json!({})).unwrap();
     call(server, "ArticleService/PutArticle", &put).unwrap();
 }

@@ -574,6 +574,7 @@ async fn damage_is_told_and_what_is_set_aside_or_healed_arrives() -> TestResult 
         put(&scratch, number);
     }
     let second = remove_record(&folder, 2).await?;
+    let ninth = remove_record(&folder, 9).await?;
     let failed = Ran::of(&mut migrate(&[&from, &to_text])).exits(2);
     let parts = ["record 2 ", "verify --repair", "up to sequence 1 is"];
     let parts = parts.iter().filter(|part| !failed.err.contains(**part));
@@ -598,7 +599,7 @@ async fn damage_is_told_and_what_is_set_aside_or_healed_arrives() -> TestResult 
     };
     follow(10);
     // Damage behind what was copied: one record is healed and deleted then, one is healed, and one
-    // stays set aside.
+    // stays set aside. What is deleted of those that were set aside before is here as it was.
     for sequence in [3, 4, 5] {
         remove_record(&folder, sequence).await?;
     }
@@ -606,9 +607,9 @@ async fn damage_is_told_and_what_is_set_aside_or_healed_arrives() -> TestResult 
     assert_eq!(put(&scratch, 2), "created");
     assert_eq!(put(&scratch, 3), "created");
     let third = crate::cli::id(2);
-    scratch
-        .run(&["delete", "--reason", "gone", &third])
-        .exits(0);
+    for id in [&third, &ninth] {
+        scratch.run(&["delete", "--reason", "gone", id]).exits(0);
+    }
     let ran = Ran::of(&mut migrate(&[&from, &to_text])).exits(0);
     assert!(
         ran.err.contains("1 records that were set aside"),
@@ -622,6 +623,7 @@ async fn damage_is_told_and_what_is_set_aside_or_healed_arrives() -> TestResult 
     get(&crate::cli::id(4)).exits(0);
     get(&crate::cli::id(3)).exits(0);
     assert!(get(&third).exits(2).err.contains("deleted"));
+    assert!(get(&ninth).exits(2).err.contains("deleted"));
     assert!(get(&second).exits(2).err.contains("set aside"));
     let (archive, guard) = open_left(&to, small_cache()).await?;
     let found = archive.verify().await?.findings;

@@ -78,7 +78,8 @@ impl Report {
 
     /// Records that were copied since the start.
     pub(super) fn copied_count(&self) -> u64 {
-        self.first.map_or(0, |first| self.sequence - first)
+        self.first
+            .map_or(0, |first| self.sequence.saturating_sub(first))
     }
 
     /// Tells from time to time that everything up to a sequence is durable, of those up to `last`.
@@ -111,7 +112,7 @@ impl Report {
         let millis = u64::try_from(elapsed.as_millis())
             .unwrap_or(u64::MAX)
             .max(1);
-        let rate = (sequence - told.sequence).saturating_mul(1000) / millis;
+        let rate = sequence.saturating_sub(told.sequence).saturating_mul(1000) / millis;
         let behind = last.saturating_sub(sequence);
         if self.json {
             let line = json!({

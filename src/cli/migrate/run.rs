@@ -67,6 +67,7 @@ impl Migration {
                 Err(other) => return Err(other),
             };
             let Some(alive) = report.alive.filter(|_| is_passing(&error)) else {
+                self.tell_moved(report);
                 return Err(error.into());
             };
             if alive.elapsed() >= self.patience || self.stop.is_cancelled() {
@@ -133,9 +134,11 @@ impl Migration {
 
 /// Whether an error may be over in a while.
 fn is_passing(error: &Error) -> bool {
-    let is_marked = error.reason() == Reason::ArchiveMoved;
     // The one that has it open may be this process, before it lost the storage.
-    error.kind() == Kind::Unavailable && !is_marked || error.reason() == Reason::ArchiveLocked
+    let is_locked = error.reason() == Reason::ArchiveLocked;
+    let is_moved = error.reason() == Reason::ArchiveMoved;
+    let may_be_over = [Kind::Unavailable, Kind::DeadlineExceeded].contains(&error.kind());
+    is_locked || may_be_over && !is_moved
 }
 
 /// Says which place an error is about.
@@ -242,6 +245,7 @@ impl Copying<'_> {
         let copied = stretch::read(stretch, &self.migration.stop, make, take).await;
         // What came is kept, however it ended.
         let settled = receiver.settle().await;
+        self.report.sequence = self.archive.committed();
         let is_whole = copied.map_err(|error| self.with_advice(error))?;
         settled?;
         if is_whole && begins.is_some() {
@@ -267,8 +271,10 @@ impl Copying<'_> {
 
     /// Ends writes at the server, and takes the rest.
     async fn switch(&mut self) -> Step<End> {
-        self.report.has_moved = true;
-        let last = self.source.move_to(&self.migration.to_name).await?;
+        let moved = self.source.move_to(&self.migration.to_name).await;
+        // If the answer is lost, writes may have ended all the same.
+        self.report.has_moved |= moved.as_ref().err().is_none_or(is_passing);
+        let last = moved?;
         let holdings = self.source.holdings().await?;
         if self.archive.committed() < last {
             self.copy(&holdings, false).await?;
