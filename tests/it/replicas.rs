@@ -215,13 +215,13 @@ async fn a_client_reads_its_own_write_from_a_replica() -> TestResult {
     read?;
     let waits = |sequence: &str, arguments: &[&str]| {
         let mut command = program();
-        command.args(arguments).args(["--min-sequence", sequence]);
+        command.args(arguments).args(["--wait-for", sequence]);
         Ran::of(&mut command)
     };
     let at = ["get", &id_of(6).to_string(), "--server", &replica.address];
     waits("6", &at).exits(0);
     let ran = waits("6", &["list", "--archive", &text]).exits(2);
-    assert!(ran.err.contains("min-sequence"), "{}", ran.err);
+    assert!(ran.err.contains("wait-for"), "{}", ran.err);
     drop((here, there));
     assert!(replica.terminate());
     assert!(writer.terminate());
