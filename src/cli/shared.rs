@@ -133,8 +133,7 @@ impl Shared {
                  PRESSMARK_ARCHIVE; name one",
             )),
             (None, Some(_)) if self.wait_for.is_some() => {
-                let what =
-                    "a server is waited for, and an archive that is opened here has no other writer";
+                let what = "a server is waited for, and an archive that is opened here has no other writer";
                 Err(Error::field(Reason::ArgumentInvalid, "wait-for", what))
             }
             (None, Some(archive)) => {

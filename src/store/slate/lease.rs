@@ -331,6 +331,8 @@ mod tests {
     async fn who_was_stopped_does_not_write_over_anothers_object() {
         let store = Arc::new(InMemory::new());
         let old = lease(&store, "old").hold(pending()).await.unwrap();
+        // It has given a sign before.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
         let new = lease(&store, "new");
         new.write().await.unwrap();
         tokio::time::advance(Duration::from_secs(60)).await;
