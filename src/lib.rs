@@ -30,6 +30,7 @@
 //! - The wall clock is read in `rpc` and `cli` and passed down as a value.
 //! - Every queue, page, message and loop has a named limit.
 //! - An index row exists if and only if its row of the log does.
+//! - A replica writes nothing, and shows nothing that is not durable.
 //!
 //! # Example
 //!

@@ -55,10 +55,10 @@ pub(super) struct Shared {
         requires = "cert"
     )]
     key: Option<PathBuf>,
-    /// Wait until the server's archive has come to this sequence, such as that of your own put; for
-    /// replicas
+    /// Wait until the server's archive has come to this sequence, such as that of your own put, for
+    /// most of a minute; for replicas
     #[arg(long, global = true, help_heading = SHARED, value_name = "SEQUENCE")]
-    min_sequence: Option<u64>,
+    wait_for: Option<u64>,
     /// MiB of index pages that an archive opened in this process keeps in memory, counted as they
     /// are on disk; in memory they take several times as much
     #[arg(
@@ -133,10 +133,9 @@ impl Shared {
                 "both a server and an archive are named, by flags or by PRESSMARK_SERVER and \
                  PRESSMARK_ARCHIVE; name one",
             )),
-            (None, Some(_)) if self.min_sequence.is_some() => {
-                let what =
-                    "waits for a server, and an archive that is opened here has no other writer";
-                Err(Error::field(Reason::ArgumentInvalid, "min-sequence", what))
+            (None, Some(_)) if self.wait_for.is_some() => {
+                let what = "a server is waited for, and an archive that is opened here has no other writer";
+                Err(Error::field(Reason::ArgumentInvalid, "wait-for", what))
             }
             (None, Some(archive)) => {
                 let locator = archive.parse()?;
@@ -196,7 +195,7 @@ impl Shared {
             token,
             roots: read(&self.ca)?,
             identity,
-            min_sequence: self.min_sequence,
+            min_sequence: self.wait_for,
         }))
     }
 

@@ -442,6 +442,7 @@ async fn every_limit_has_a_flag_and_is_told() {
         ("--header-kib-max", "18"),
         ("--queue-articles-max", "106"),
         ("--queue-wait-max", "7s"),
+        ("--staleness-max", "8s"),
     ];
     let given: Vec<&str> = flags
         .iter()
@@ -466,6 +467,7 @@ async fn every_limit_has_a_flag_and_is_told() {
     assert_eq!(told.header_bytes_max, 18 * 1024);
     assert_eq!(told.queue_articles_max, 106);
     assert_eq!(told.queue_wait_ms_max, 7000);
+    assert_eq!(told.staleness_ms_max, 8000);
     drop(admin);
     assert!(server.terminate());
     // The help has no other ones, and the README tells of each.

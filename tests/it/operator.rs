@@ -173,7 +173,10 @@ async fn the_readme_tells_of_every_figure() {
         missing.is_empty(),
         "the README does not tell of {missing:?}"
     );
-    let gone: Vec<_> = told.difference(&printed).collect();
+    // Replicas alone print it, and their own tests look for it.
+    let is_of_writers = |name: &&String| *name != "pressmark_staleness_seconds";
+    let gone = told.difference(&printed).filter(is_of_writers);
+    let gone: Vec<_> = gone.collect();
     assert!(gone.is_empty(), "nobody prints {gone:?}");
     assert!(printed.len() > 30, "{printed:?}");
     drop(articles);

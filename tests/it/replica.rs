@@ -211,6 +211,11 @@ async fn answers(archive: &Archive, articles: &[ArticleFields]) -> String {
         "timeline",
         format!("{:?}", archive.timeline(&timeline).await),
     );
+    let mut backup = archive.backup(1).await.unwrap();
+    while let Some(bytes) = backup.next().await.unwrap() {
+        let hash = pressmark::article::ContentHash::of(&bytes);
+        add("backup", format!("{} bytes, {hash}", bytes.len()));
+    }
     for fields in articles {
         let id = Article::new(fields.clone()).unwrap().id();
         let text = |error: Error| error.to_string();

@@ -215,13 +215,13 @@ async fn a_client_reads_its_own_write_from_a_replica() -> TestResult {
     read?;
     let waits = |sequence: &str, arguments: &[&str]| {
         let mut command = program();
-        command.args(arguments).args(["--min-sequence", sequence]);
+        command.args(arguments).args(["--wait-for", sequence]);
         Ran::of(&mut command)
     };
     let at = ["get", &id_of(6).to_string(), "--server", &replica.address];
     waits("6", &at).exits(0);
     let ran = waits("6", &["list", "--archive", &text]).exits(2);
-    assert!(ran.err.contains("min-sequence"), "{}", ran.err);
+    assert!(ran.err.contains("wait-for"), "{}", ran.err);
     drop((here, there));
     assert!(replica.terminate());
     assert!(writer.terminate());
@@ -306,6 +306,43 @@ async fn flags_of_replicas_are_checked() -> TestResult {
     }
     assert!(!folder.path().join("sled").exists());
     Ok(())
+}
+
+/// With a folder on its machine, a replica also has what needs one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_searches_with_an_index_of_its_own() -> TestResult {
+    let folder = TempDir::new()?;
+    let place = bucket_in(folder.path());
+    let text = place.to_string();
+    let writer = start(&text, &SOON, &[]);
+    let mut there = articles(&writer.address).await;
+    there.put_article(put(1)).await?;
+    let local = folder.path().join("local");
+    let more = ["--replica", "--local-dir", local.to_str().unwrap()];
+    let replica = start(&text, &SOON, &more);
+    let mut here = articles(&replica.address).await;
+    for number in 2..=150 {
+        there.put_article(put(number)).await?;
+    }
+    let search = at_least(
+        150,
+        proto::SearchArticlesRequest {
+            query: "\"number 150\"".into(),
+            min_index_sequence: 150,
+            ..proto::SearchArticlesRequest::default()
+        },
+    );
+    let found = here.search_articles(search).await?.into_inner();
+    let id = &found.hits[0].article.as_ref().unwrap().id;
+    assert_eq!((found.hits.len(), id), (1, &id_of(150).to_string()));
+    for number in 1..=150 {
+        here.get_article(get_by_id(id_of(number))).await?;
+    }
+    drop((here, there));
+    assert!(replica.terminate());
+    assert!(writer.terminate());
+    let ids: Vec<_> = (1..=150).map(id_of).collect();
+    check_place(&place, small_cache(), &ids).await
 }
 
 /// Puts articles one by one, each again until it is acknowledged, to whoever writes just now.

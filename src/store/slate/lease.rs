@@ -326,6 +326,23 @@ mod tests {
         assert!(second.read().await.unwrap().is_some(), "it is left alone");
     }
 
+    /// As a process finds out that was stopped for longer than its lease.
+    #[tokio::test(start_paused = true)]
+    async fn who_was_stopped_does_not_write_over_anothers_object() {
+        let store = Arc::new(InMemory::new());
+        let old = lease(&store, "old").hold(pending()).await.unwrap();
+        // It has given a sign before.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let new = lease(&store, "new");
+        new.write().await.unwrap();
+        tokio::time::advance(Duration::from_secs(60)).await;
+        // Longer than some of its signs.
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(new.read().await.unwrap(), Some(new.note.clone()));
+        old.release().await;
+        assert_eq!(new.read().await.unwrap(), Some(new.note.clone()));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn nobody_removes_what_is_anothers() {
         let store = Arc::new(InMemory::new());

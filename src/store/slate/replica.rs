@@ -200,7 +200,15 @@ impl Source {
                 continue;
             }
             tables = 0;
-            current.looks.hold().await;
+            let ended = status.wait_for(|status| status.close_reason.is_some());
+            tokio::select! {
+                () = current.looks.hold() => {}
+                // Its looks are over before the next one.
+                _ = ended => {
+                    self.has_failed.send_replace(true);
+                    return;
+                }
+            }
             current.looks.moved();
             match self.next_after(&current).await {
                 Ok(next) => {
@@ -330,7 +338,8 @@ impl Store for SlateReplica {
 }
 
 /// The reads of one call.
-struct Tries {
+struct Tries<'a> {
+    source: &'a Source,
     left: u32,
     current: Arc<Current>,
     status: watch::Receiver<DbStatus>,
@@ -339,12 +348,13 @@ struct Tries {
     began_at: u64,
 }
 
-impl Tries {
-    fn new(source: &Source) -> Result<Self> {
+impl<'a> Tries<'a> {
+    fn new(source: &'a Source) -> Result<Self> {
         let current = source.current()?;
         let status = current.reader.subscribe();
         let began_at = status.borrow().durable_seq;
         Ok(Self {
+            source,
             left: TRIES_MAX,
             current,
             status,
@@ -367,6 +377,11 @@ impl Tries {
                 let look = tokio::time::timeout(LOOK_WAIT_MAX, self.looks.changed());
                 // Late or never: the next try will tell.
                 let _ = look.await;
+                // There may be another reader by now, and this one looks no more.
+                if let Ok(current) = self.source.current() {
+                    self.status = current.reader.subscribe();
+                    self.current = current;
+                }
             }
         }
         self.began_at = self.status.borrow().durable_seq;
