@@ -122,7 +122,7 @@ async fn reads_go_to_replicas_and_writes_to_whoever_writes() -> TestResult {
 
     // The command line is given the same list.
     let list = urls.map(String::as_str).join(",");
-    let at_one = ["--server", &list, "--min-sequence", "1"];
+    let at_one = ["--server", &list, "--wait-for", "1"];
     let counted = Ran::of(program().arg("count").args(at_one)).exits(0);
     assert_eq!(counted.out.trim(), "1");
 
