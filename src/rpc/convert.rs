@@ -18,8 +18,11 @@ use crate::error::{Error, Kind, Reason, Result};
 /// The domain of every `ErrorInfo`.
 const ERROR_DOMAIN: &str = "pressmark";
 
-/// The type of every `ResourceInfo`.
+/// The type of a `ResourceInfo`.
 const RESOURCE_TYPE: &str = "pressmark.v1.Article";
+
+/// The type where a server is named.
+const SERVER_TYPE: &str = "server";
 
 /// How long a client should wait before it sends again what was answered with UNAVAILABLE, unless
 /// the error knows better.
@@ -50,7 +53,13 @@ pub fn status_of(error: &Error) -> Status {
         details.add_bad_request_violation(field, message.as_str());
     }
     if let Some(resource) = error.resource() {
-        details.set_resource_info(RESOURCE_TYPE, resource, "", message.as_str());
+        let is_server = error.reason() == Reason::NotTheWriter;
+        let kind = if is_server {
+            SERVER_TYPE
+        } else {
+            RESOURCE_TYPE
+        };
+        details.set_resource_info(kind, resource, "", message.as_str());
     }
     let pause = error.retry_after();
     let pause = pause.or((code == Code::Unavailable).then_some(RETRY_DELAY));

@@ -114,8 +114,9 @@ async fn a_write_to_a_replica_is_refused_and_names_the_writer() -> TestResult {
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert_eq!(reason(&status), "NOT_THE_WRITER");
         let named = status.get_error_details();
-        let named = &named.resource_info().unwrap().resource_name;
-        assert_eq!(named, writer.host_and_port());
+        let named = named.resource_info().unwrap();
+        assert_eq!(named.resource_name, writer.host_and_port());
+        assert_eq!(named.resource_type, "server");
     }
     // All that reads is there.
     let verified = admin.verify_archive(proto::VerifyArchiveRequest::default());
