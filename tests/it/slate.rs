@@ -136,12 +136,15 @@ async fn articles_that_come_together_share_requests() -> TestResult {
     let mut options = small_cache();
     // Long, so that groups come together on a slow machine, too.
     options.objects.flush_interval = Duration::from_secs(1);
+    // The sign that the writer is there is a request of its own.
+    options.objects.lease = Duration::from_secs(600);
     let store = store::open(&bucket_in(folder.path()), options).await?;
     let (archive, guard) = Archive::open(store, Limits::default()).await?;
+    let all = (0..ARTICLES).map(|n| crate::support::prepared(&crate::support::article(n)));
+    let all: Vec<_> = all.collect();
     let before = archive.stats().await?.store.requests.unwrap();
     let mut pending = Vec::new();
-    for n in 0..ARTICLES {
-        let prepared = crate::support::prepared(&crate::support::article(n));
+    for prepared in all {
         pending.push(archive.enqueue(prepared).await?);
     }
     for put in pending {
