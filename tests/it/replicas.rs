@@ -418,6 +418,8 @@ async fn watch_to(
         from_sequence: next,
         ..proto::WatchArticlesRequest::default()
     };
+    // Whoever is asked may be behind who was asked before.
+    let request = at_least(next - 1, request);
     let mut changes = calls.watch_articles(request).await?.into_inner();
     while seen.last().is_none_or(|(sequence, _)| *sequence < last) {
         let Some(message) = changes.message().await? else {
