@@ -116,7 +116,9 @@ async fn reads_go_to_replicas_and_writes_to_whoever_writes() -> TestResult {
     assert_eq!(gets(&writer_http).await, 0);
     // The server that the administration is about is the writer.
     let mut admin = client.admin();
-    let info = admin.get_server_info(proto::GetServerInfoRequest {}).await?;
+    let info = admin
+        .get_server_info(proto::GetServerInfoRequest {})
+        .await?;
     assert_eq!(info.into_inner().role(), proto::ServerRole::Writer);
     drop(admin);
 
