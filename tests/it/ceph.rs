@@ -217,6 +217,15 @@ impl Load {
     }
 }
 
+/// Ends the load and the server, and checks that everything acknowledged is there.
+async fn finish(load: Load, server: ServerProcess, locator: &Locator) -> TestResult {
+    let acknowledged = load.finish().await;
+    assert!(server.terminate());
+    check_place(locator, options(), &acknowledged).await?;
+    println!("{} articles acknowledged, 0 lost", acknowledged.len());
+    Ok(())
+}
+
 macro_rules! on_ceph {
     ($($name:ident: $suite:path),+ $(,)?) => {
         $(
@@ -316,11 +325,7 @@ async fn dead_osds_lose_nothing_acknowledged() -> TestResult {
     println!("one OSD is back: the next put was acknowledged after {again:?}");
     cluster.change("start", "osd.2");
     load.more(300).await;
-    let acknowledged = load.finish().await;
-    assert!(server.terminate());
-    check_place(&locator, options(), &acknowledged).await?;
-    println!("{} articles acknowledged, 0 lost", acknowledged.len());
-    Ok(())
+    finish(load, server, &locator).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -337,11 +342,7 @@ async fn a_gateway_that_is_restarted_loses_nothing_acknowledged() -> TestResult 
     let again = load.more(1).await;
     load.more(300).await;
     println!("the gateway is back: the next put was acknowledged after {again:?}");
-    let acknowledged = load.finish().await;
-    assert!(server.terminate());
-    check_place(&locator, options(), &acknowledged).await?;
-    println!("{} articles acknowledged, 0 lost", acknowledged.len());
-    Ok(())
+    finish(load, server, &locator).await
 }
 
 /// Storage that is far away: groups are on their way together, so that many clients do not wait for

@@ -36,9 +36,7 @@ fn target(urls: &[&str]) -> Target {
 fn start_counted(place: &str, flags: &[&str]) -> (ServerProcess, String) {
     let more = [flags, &["--http-listen", "127.0.0.1:0"]].concat();
     let mut server = start(place, &SOON, &more);
-    let line = server.line();
-    let (_, http) = line.trim().rsplit_once("http://").unwrap();
-    let http = http.trim_end_matches("/metrics").to_owned();
+    let http = server.figures_address();
     (server, http)
 }
 

@@ -10,16 +10,12 @@ use tonic::codec::CompressionEncoding;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
+use crate::desk::reason;
 use crate::server::{ServerProcess, TestServer, check_folder, import_request, message};
 use crate::support::noise;
 
 /// Longer than anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn reason(status: &Status) -> String {
-    let details = status.get_error_details();
-    details.error_info().unwrap().reason.clone()
-}
 
 fn may_be_retried(status: &Status) -> bool {
     status.get_error_details().retry_info().is_some()
@@ -427,12 +423,7 @@ async fn limits_are_told_and_health_and_figures_are_on_the_second_port() {
         "0",
     ];
     let mut server = ServerProcess::start_with(&archive, &flags);
-    let figures = server.line();
-    let (_, url) = figures.trim().rsplit_once(' ').unwrap();
-    let http = url
-        .trim_start_matches("http://")
-        .trim_end_matches("/metrics")
-        .to_owned();
+    let http = server.figures_address();
     let mut admin = crate::server::admin(&server.address).await;
     let info = admin
         .get_server_info(proto::GetServerInfoRequest {})
@@ -533,11 +524,7 @@ async fn sockets_that_systemd_opened_are_served() {
         .stderr(std::os::fd::OwnedFd::from(http));
     let mut server = ServerProcess::of(command);
     assert_eq!(server.address, expected);
-    let figures = server.line();
-    let (_, url) = figures.trim().rsplit_once(' ').unwrap();
-    let http = url
-        .trim_start_matches("http://")
-        .trim_end_matches("/metrics");
+    let http = &server.figures_address();
     assert!(get(http, "/readyz").await.starts_with("HTTP/1.1 200"));
     let mut articles = crate::server::articles(&server.address).await;
     articles

@@ -142,11 +142,7 @@ async fn the_readme_tells_of_every_figure() {
     let backup = backup.to_str().unwrap();
     let flags = ["--http-listen", "127.0.0.1:0", "--backup-to", backup];
     let mut server = ServerProcess::start_with(&archive, &flags);
-    let line = server.line();
-    let (_, url) = line.trim().rsplit_once(' ').unwrap();
-    let address = url
-        .trim_start_matches("http://")
-        .trim_end_matches("/metrics");
+    let address = &server.figures_address();
     let mut articles = crate::server::articles(&server.address).await;
     articles.put_article(put(1)).await.unwrap();
     get(address, "/api/sources").await;

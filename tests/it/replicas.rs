@@ -19,6 +19,7 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use crate::cli::{Ran, program};
+use crate::desk::reason;
 use crate::guard::get;
 use crate::limits::within;
 use crate::server::{ServerProcess, admin, articles, id_of, import_request, message};
@@ -64,11 +65,6 @@ pub fn get_by_id(id: ContentHash) -> proto::GetArticleRequest {
         name: Some(proto::get_article_request::Name::Id(id.to_string())),
         ..proto::GetArticleRequest::default()
     }
-}
-
-fn reason(status: &Status) -> String {
-    let details = status.get_error_details();
-    details.error_info().unwrap().reason.clone()
 }
 
 async fn info(server: &ServerProcess) -> proto::GetServerInfoResponse {
@@ -246,9 +242,7 @@ async fn a_replica_that_hears_nothing_says_so() -> TestResult {
         "127.0.0.1:0",
     ];
     let mut replica = start(&text, &SOON, &more);
-    let line = replica.line();
-    let (_, http) = line.trim().rsplit_once("http://").unwrap();
-    let http = http.trim_end_matches("/metrics");
+    let http = &replica.figures_address();
     let ready = async |status: &str| loop {
         let answer = get(http, "/readyz").await;
         if answer.starts_with(status) {

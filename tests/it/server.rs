@@ -269,6 +269,14 @@ impl ServerProcess {
         line
     }
 
+    /// Where its figures are, without the scheme, which is the next line that it prints.
+    pub fn figures_address(&mut self) -> String {
+        let line = self.line();
+        let (_, url) = line.trim().rsplit_once(' ').unwrap();
+        let (_, address) = url.trim_end_matches("/metrics").split_once("://").unwrap();
+        address.to_owned()
+    }
+
     /// Waits until it takes requests.
     pub fn ready(mut self) -> Self {
         self.output = self.child.stdout.take().map(BufReader::new);

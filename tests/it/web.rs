@@ -156,10 +156,7 @@ impl Site {
     }
 
     fn of(mut server: ServerProcess) -> Self {
-        let line = server.line();
-        let (_, url) = line.trim().rsplit_once(' ').unwrap();
-        let (_, http) = url.trim_end_matches("/metrics").split_once("://").unwrap();
-        let http = http.to_owned();
+        let http = server.figures_address();
         Self { server, http }
     }
 
