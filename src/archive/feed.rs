@@ -6,7 +6,7 @@
 
 use super::Archive;
 use super::read::StoredArticle;
-use super::reader::{FETCH_RECORDS, no_record};
+use super::reader::no_record;
 use super::scan::{PageBudget, Room};
 use super::selector::Selector;
 use crate::article::{ContentHash, Timestamp};
@@ -143,8 +143,9 @@ impl Archive {
         let mut examined = 0;
         while changes.sequence < last {
             let bounds = (changes.sequence + 1, last);
+            let count = room.fetch_count();
             let candidates = self
-                .log_candidates(bounds, Direction::Ascending, FETCH_RECORDS)
+                .log_candidates(bounds, Direction::Ascending, count)
                 .await?;
             let mut found = candidates.list.into_iter().peekable();
             // Sequences are dense, so one that is not there is a record that was lost.

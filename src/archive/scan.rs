@@ -14,7 +14,7 @@ use super::candidates::{
     Candidate, INDEX_ROWS, Plan, Position, index_scan, time_prefixes, time_range,
 };
 use super::read::StoredArticle;
-use super::reader::{FETCH_RECORDS, advance};
+use super::reader::advance;
 use super::selector::{Order, Query, Selector};
 use super::token;
 use crate::article::Article;
@@ -29,10 +29,13 @@ const ARTICLE_OVERHEAD_BYTES: usize = 256;
 /// What a deletion takes in a message: its id, its reason of at most 1024 bytes, and numbers.
 const SMALL_BYTES: usize = 1280;
 
-/// Records that a page reads at once, once it is known how large they are. Few requests to far storage
-/// make a page then, and not much is read that has no room.
+/// Records that a page reads at once. Few requests to far storage make a page then, and not much is
+/// read that has no room.
 const FETCH_RECORDS_MIN: usize = 8;
 const FETCH_RECORDS_MAX: usize = 256;
+
+/// What an article takes in a message, until some of the page are known.
+const ARTICLE_BYTES: usize = 2560;
 
 /// How much of each article is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +92,10 @@ impl Room {
 
     /// How many records to read next: as many as have room if they are like those before, and one that
     /// tells that there are more.
-    fn fetch_count(&self) -> usize {
-        let by_bytes = match self.taken_bytes.checked_div(self.taken_count) {
-            Some(mean) => self.budget.bytes_max / mean.max(1) + 1,
-            None if self.is_empty => FETCH_RECORDS,
-            None => FETCH_RECORDS_MAX,
-        };
-        let count = by_bytes.min(self.budget.articles_max.saturating_add(1));
+    pub(super) fn fetch_count(&self) -> usize {
+        let mean = self.taken_bytes.checked_div(self.taken_count);
+        let by_bytes = self.budget.bytes_max / mean.unwrap_or(ARTICLE_BYTES).max(1);
+        let count = by_bytes.min(self.budget.articles_max).saturating_add(1);
         count.clamp(FETCH_RECORDS_MIN, FETCH_RECORDS_MAX)
     }
 

@@ -24,6 +24,8 @@ mod abuse;
 mod abuse_messages;
 // Puts: what becomes of an article, what is stored of it, and what is left after close.
 mod archive;
+// Archives in Azure's object storage.
+mod azure;
 // Backups: what they hold, that damage is refused, restores into every engine, and followers.
 mod backup;
 // gRPC-Web: what browsers send, from which sites, and that the limits hold for it.

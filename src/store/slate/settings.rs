@@ -52,8 +52,9 @@ const LOG_AGE: Duration = Duration::from_secs(10 * 60);
 const CACHE_PART_BYTES: usize = MIB;
 
 /// Bytes of filters and indexes of tables in memory, as a multiple of those of blocks: a look that
-/// does not find them there reads far more than the block that it wants.
-const META_CACHE_FACTOR: u64 = 4;
+/// does not find them there reads far more than the block that it wants. They take about 20 bytes an
+/// article.
+const META_CACHE_FACTOR: u64 = 8;
 
 pub(super) fn settings(options: &ObjectOptions, probed: Probed) -> Settings {
     Settings {
