@@ -83,32 +83,35 @@ impl Lease {
     }
 
     /// Makes sure that no other process has the archive open. Takes as long as the lease if one
-    /// ended without saying so.
+    /// ended without saying so, and twice as long if one has it open.
     ///
     /// # Errors
     /// `ArchiveLocked` if one has.
     pub(super) async fn check(&self) -> Result<()> {
-        let Some(before) = self.read().await? else {
+        let Some(mut seen) = self.read().await? else {
             return Ok(());
         };
         tracing::info!(
-            writer = before.name,
+            writer = seen.name,
             seconds = self.silence_max.as_secs_f64(),
             "waiting whether the writer of {} is gone",
             self.place
         );
-        tokio::time::sleep(self.silence_max).await;
-        match self.read().await? {
-            Some(now) if now != before => {
-                let what = format!(
-                    "the archive {} is open in another process, {}; if that is a server, talk to \
-                     it with --server, or stop it first",
-                    self.place, now.name
-                );
-                Err(Error::new(Reason::ArchiveLocked, what).with_resource(&self.place))
+        // What was told once may have been on its way when a process was killed. Who is there tells
+        // again.
+        for _ in 0..2 {
+            tokio::time::sleep(self.silence_max).await;
+            match self.read().await? {
+                Some(now) if now != seen => seen = now,
+                Some(_) | None => return Ok(()),
             }
-            Some(_) | None => Ok(()),
         }
+        let what = format!(
+            "the archive {} is open in another process, {}; if that is a server, talk to it with \
+             --server, or stop it first",
+            self.place, seen.name
+        );
+        Err(Error::new(Reason::ArchiveLocked, what).with_resource(&self.place))
     }
 
     /// Waits until no other process has the archive open, and removes what one left that ended without
@@ -297,6 +300,20 @@ mod tests {
         let held = second.hold(pending()).await.unwrap();
         assert!(lease(&store, "third").check().await.is_err());
         held.release().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_word_of_a_killed_process_may_come_late() {
+        let store = Arc::new(InMemory::new());
+        let mut killed = lease(&store, "killed");
+        killed.write().await.unwrap();
+        killed.note.beat += 1;
+        let next = lease(&store, "next");
+        let (checked, ()) = tokio::join!(next.check(), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            killed.write().await.unwrap();
+        });
+        checked.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
