@@ -37,13 +37,13 @@ pub async fn run(bench: &Bench, sizes: &[u64]) {
         });
         let missing = workload::missing(&running, &ids).await;
         let get_any = workload::get_any(&running, &ids).await;
-        let scan = workload::scan(&running).await;
+        let scan = workload::scan_latest(&running, &client).await;
         running.process.stop(Signal::TERM);
         (client, running) = bench.start_known().await;
         let stopped = running.open;
         let disk = bench.disk(&client, text_bytes, stored).await;
         let get_first = workload::get_any(&running, &ids).await;
-        let scan_first = workload::scan(&running).await;
+        let scan_first = workload::scan_latest(&running, &client).await;
         running.process.kill();
         (client, running) = bench.start_known().await;
         report(

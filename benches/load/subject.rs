@@ -122,6 +122,28 @@ impl Pressmark {
         self.channels[next % self.channels.len()].clone()
     }
 
+    /// Reads articles with their text by date, all of them unless the time is over before. Returns how
+    /// many and the bytes of their bodies.
+    pub async fn scan_for(&self, order: proto::ArticleOrder, time: Duration) -> (u64, u64) {
+        let started = Instant::now();
+        let request = proto::ScanArticlesRequest {
+            order: order.into(),
+            ..proto::ScanArticlesRequest::default()
+        };
+        let answers = self.client().scan_articles(request).await.unwrap();
+        let mut answers = answers.into_inner();
+        let (mut count, mut bytes) = (0, 0);
+        while started.elapsed() < time
+            && let Some(answer) = answers.message().await.unwrap()
+        {
+            for article in answer.articles {
+                count += 1;
+                bytes += article.body.len() as u64;
+            }
+        }
+        (count, bytes)
+    }
+
     /// What the server tells of its archive.
     pub async fn stats(&self) -> proto::GetStatsResponse {
         let mut admin = AdminServiceClient::new(self.channel());
@@ -195,19 +217,7 @@ impl Subject for Pressmark {
     }
 
     async fn scan(&self) -> (u64, u64) {
-        let request = proto::ScanArticlesRequest {
-            order: proto::ArticleOrder::PublishedAsc.into(),
-            ..proto::ScanArticlesRequest::default()
-        };
-        let answers = self.client().scan_articles(request).await.unwrap();
-        let mut answers = answers.into_inner();
-        let (mut count, mut bytes) = (0, 0);
-        while let Some(answer) = answers.message().await.unwrap() {
-            for article in answer.articles {
-                count += 1;
-                bytes += article.body.len() as u64;
-            }
-        }
-        (count, bytes)
+        self.scan_for(proto::ArticleOrder::PublishedAsc, Duration::MAX)
+            .await
     }
 }

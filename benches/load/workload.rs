@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::corpus::{Corpus, Reading, Workload};
 use crate::measure::{self, Limit, Measured, Request, round};
 use crate::process::own_cpu_seconds;
-use crate::subject::{Running, Subject};
+use crate::subject::{Pressmark, Running, Subject};
 use pressmark::rpc::proto;
 
 /// Streams or connections of an import.
@@ -25,6 +25,8 @@ const GETS_IN_FLIGHT: u64 = 64;
 const HOT_ARTICLES: usize = 2000;
 /// How long a loop that has no end of its own runs.
 const LOOP_TIME: Duration = Duration::from_secs(5);
+/// How long the latest articles are read.
+const SCAN_TIME: Duration = Duration::from_secs(60);
 const SEED: u64 = 11;
 
 /// Runs one piece of work and adds what it cost on both sides.
@@ -212,9 +214,19 @@ pub async fn missing(running: &Running, ids: &[[u8; 32]]) -> Value {
 
 /// Reads all articles by date.
 pub async fn scan(running: &Running) -> Value {
+    scanned(running, running.subject.scan()).await
+}
+
+/// Reads the latest articles by date, and as many others as there is time for.
+pub async fn scan_latest(running: &Running, client: &Pressmark) -> Value {
+    let order = proto::ArticleOrder::PublishedDesc;
+    scanned(running, client.scan_for(order, SCAN_TIME)).await
+}
+
+async fn scanned(running: &Running, scan: impl Future<Output = (u64, u64)>) -> Value {
     let task = async {
         let started = Instant::now();
-        let (count, bytes) = running.subject.scan().await;
+        let (count, bytes) = scan.await;
         let seconds = started.elapsed().as_secs_f64();
         let figures = json!({
             "count": count, "seconds": round(seconds), "per_s": (count as f64 / seconds).round(),

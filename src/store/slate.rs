@@ -243,7 +243,7 @@ async fn get_all<R: DbReadOps + Sync>(
     reader: &R,
     keys: Vec<Vec<u8>>,
 ) -> Result<Vec<Option<Bytes>>> {
-    let reads = scan::together(keys.clone())
+    let reads = scan::together(keys.clone(), READS_MAX)
         .into_iter()
         .map(|keys| scan::values(reader, keys));
     let mut found = HashMap::with_capacity(keys.len());

@@ -6,7 +6,8 @@
 //! entry answers both questions.
 //!
 //! Many keys of one call may stand side by side, such as the records of a page. Each on its own would be
-//! a request, and those in one block would all fetch the same; so runs of them are read as a chunk is.
+//! a request, and those in one block would all fetch the same. So runs of them are read as a chunk is, and
+//! of the others those that are near each other are read one after the other.
 
 use std::ops::{Bound, Range};
 use std::sync::Arc;
@@ -108,24 +109,28 @@ async fn rows<R: DbReadOps + Sync>(reader: &R, scan: &Scan) -> Result<DbIterator
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Together {
     /// One by one.
-    Apart(Vec<u8>),
+    Apart(Vec<Vec<u8>>),
     /// As a range.
     Run(Vec<Vec<u8>>),
 }
 
-/// Sorts the keys of a call into what is read together. Each key comes once.
-pub(super) fn together(mut keys: Vec<Vec<u8>>) -> Vec<Together> {
+/// Sorts the keys of a call into what is read together, those that stand alone into so many parts at
+/// most. Each key comes once.
+pub(super) fn together(mut keys: Vec<Vec<u8>>, parts_max: usize) -> Vec<Together> {
     keys.sort_unstable();
     keys.dedup();
-    let runs = keys.chunk_by(|before, key| follows(before, key));
     let mut parts = Vec::new();
-    for run in runs {
+    let mut apart = Vec::new();
+    for run in keys.chunk_by(|before, key| follows(before, key)) {
         if run.len() < RUN_KEYS_MIN {
-            parts.extend(run.iter().cloned().map(Together::Apart));
+            apart.extend_from_slice(run);
         } else {
             parts.push(Together::Run(run.to_vec()));
         }
     }
+    let part = apart.len().div_ceil(parts_max).max(1);
+    let apart = apart.chunks(part);
+    parts.extend(apart.map(|keys| Together::Apart(keys.to_vec())));
     parts
 }
 
@@ -147,7 +152,7 @@ type Values = Vec<(Vec<u8>, Bytes)>;
 pub(super) async fn values<R: DbReadOps + Sync>(reader: &R, keys: Together) -> Result<Values> {
     let mut found = Vec::new();
     let apart = match keys {
-        Together::Apart(key) => vec![key],
+        Together::Apart(keys) => keys,
         Together::Run(keys) => run(reader, keys, &mut found).await?,
     };
     let options = &ReadOptions::default();
@@ -274,19 +279,20 @@ mod tests {
     #[test]
     fn keys_that_count_up_are_read_together() {
         let log = |sequence: u64| [b"l".as_slice(), &sequence.to_be_bytes()].concat();
-        let apart = |key: &[u8]| Together::Apart(key.to_vec());
+        let apart = |keys: &[Vec<u8>]| Together::Apart(keys.to_vec());
         let keys = [9, 1, 2, 10, 1000, 4, 9, 70_000].map(log);
         let expected = vec![
             Together::Run([1, 2, 4, 9, 10].map(log).to_vec()),
-            apart(&log(1000)),
-            apart(&log(70_000)),
+            apart(&[log(1000)]),
+            apart(&[log(70_000)]),
         ];
-        assert_eq!(together(keys.to_vec()), expected);
-        let few = vec![apart(&log(1)), apart(&log(2))];
-        assert_eq!(together(vec![log(2), log(1)]), few);
-        let others = vec![b"".to_vec(), b"a".to_vec(), b"la".to_vec(), b"lb".to_vec()];
-        let each = others.iter().map(|key| apart(key)).collect::<Vec<_>>();
-        assert_eq!(together(others), each);
+        assert_eq!(together(keys.to_vec(), 2), expected);
+        let few = vec![apart(&[log(1)]), apart(&[log(2)])];
+        assert_eq!(together(vec![log(2), log(1)], 32), few);
+        let others = [b"".as_slice(), b"a", b"la", b"lb", b"m"].map(<[u8]>::to_vec);
+        let [first, second] = [&others[..3], &others[3..]].map(apart);
+        assert_eq!(together(others.to_vec(), 2), [first, second]);
+        assert_eq!(together(Vec::new(), 2), []);
     }
 
     #[test]
