@@ -457,7 +457,8 @@ pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn St
     }
 }
 
-/// Checks that a folder holds an archive, or nothing that one would be mixed up with.
+/// Checks that a folder holds an archive, or nothing that one would be mixed up with. What is in object
+/// storage is looked at whenever it is opened.
 ///
 /// # Errors
 /// `FileFailed` if it holds something else.

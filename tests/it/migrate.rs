@@ -668,6 +668,11 @@ async fn what_does_not_belong_together_is_refused() -> TestResult {
     fails(&[&from, &other], &[&other, "another archive", "1 records"]);
     scratch.run_on("other", &["list"]).exits(0);
     fails(&[&from, &scratch.text("files")], &["files", "no archive"]);
+    let objects = bucket_in(&scratch.path("files")).to_string();
+    std::fs::create_dir(scratch.path("files/bucket"))?;
+    scratch.write("files/bucket/holiday.jpg", "");
+    let parts = [&objects, "holiday.jpg", "no archive", "name an empty place"];
+    fails(&[&from, &objects], &parts);
     fails(&[&from, &from], &["is where the archive is"]);
     fails(&[&from, "http://127.0.0.1:1"], &["is a server"]);
     fails(&[&from, "memory:"], &["memory:"]);
