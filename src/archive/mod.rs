@@ -212,8 +212,10 @@ impl Archive {
     /// Whether the archive still takes writes.
     ///
     /// # Errors
-    /// `WritesStopped` after a failed write, `ShuttingDown` after close, `NotTheWriter` on a replica.
+    /// `WriterReplaced` if another process has taken the archive over, `WritesStopped` after a failed
+    /// write, `ShuttingDown` after close, `NotTheWriter` on a replica.
     pub fn check_writes(&self) -> Result<()> {
+        self.check_not_replaced()?;
         self.inner.poison.check()?;
         if self.role() == Role::Replica {
             return Err(replica::not_the_writer(None));
@@ -316,6 +318,15 @@ impl Archive {
         self.check_writer().await?;
         let sent = self.inner.queue.send(job).await;
         sent.map_err(|_| writer_ended())
+    }
+
+    /// Whether this process may go on using the archive.
+    ///
+    /// # Errors
+    /// `WriterReplaced` if another process has taken it over; `StoreFailed` if a replica can follow it
+    /// no more, or the engine broke down; `ShuttingDown` after close.
+    pub fn check_not_replaced(&self) -> Result<()> {
+        self.inner.store.check_not_replaced()
     }
 
     /// Completes when another process has taken the archive over, or a replica can follow it no more,

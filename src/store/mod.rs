@@ -303,6 +303,15 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether this process may go on using what it has open.
+    ///
+    /// # Errors
+    /// That of [`replaced`](Self::replaced) from the moment on at which that completes; `StoreFailed` if
+    /// the engine broke down.
+    fn check_not_replaced(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes when another process has taken the archive over, or a replica can follow it no more,
     /// with what to tell of it; never for an engine that this cannot happen to.
     async fn replaced(&self) -> Error {

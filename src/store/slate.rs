@@ -198,6 +198,17 @@ impl Store for SlateStore {
         }))
     }
 
+    fn check_not_replaced(&self) -> Result<()> {
+        match self.db()?.status().close_reason {
+            None | Some(CloseReason::Clean) => Ok(()),
+            Some(CloseReason::Fenced) => Err(replaced_error()),
+            Some(_) => {
+                let what = "the engine broke down; start this server again";
+                Err(Error::new(Reason::StoreFailed, what))
+            }
+        }
+    }
+
     async fn replaced(&self) -> Error {
         if let Ok(db) = self.db() {
             let mut status = db.subscribe();

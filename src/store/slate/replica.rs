@@ -243,6 +243,12 @@ impl Source {
         Err(Error::new(Reason::StoreFailed, what))
     }
 
+    fn lost(&self) -> Error {
+        let place = &self.place;
+        let what = format!("{place} cannot be followed any more; start this server again");
+        Error::new(Reason::StoreFailed, what).with_resource(place)
+    }
+
     fn refuse<T>(&self) -> Result<T> {
         let what = format!("{} is only read here", self.place);
         Err(Error::new(Reason::NotTheWriter, what))
@@ -299,13 +305,18 @@ impl Store for SlateReplica {
         self.lease.holder().await
     }
 
+    fn check_not_replaced(&self) -> Result<()> {
+        if *self.source.has_failed.borrow() {
+            return Err(self.source.lost());
+        }
+        Ok(())
+    }
+
     async fn replaced(&self) -> Error {
         let mut has_failed = self.source.has_failed.subscribe();
         // It cannot end while this is asked.
         let _ = has_failed.wait_for(|has_failed| *has_failed).await;
-        let place = &self.source.place;
-        let what = format!("{place} cannot be followed any more");
-        Error::new(Reason::StoreFailed, what).with_resource(place)
+        self.source.lost()
     }
 
     async fn stats(&self) -> Result<StoreStats> {
