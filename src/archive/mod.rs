@@ -34,6 +34,7 @@ mod verify;
 mod walk;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -49,7 +50,6 @@ pub use self::limits::Limits;
 use self::open::{Opened, Purpose, Shape};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::replica::Role;
-use self::replica::Seen;
 pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
@@ -88,8 +88,8 @@ struct Inner {
     /// Whether articles that come are compressed with a dictionary.
     is_trained: watch::Receiver<bool>,
     shape: watch::Receiver<Shape>,
-    /// What a replica saw last; nothing for the writer.
-    seen: Option<watch::Receiver<Seen>>,
+    /// The moment up to which a replica shows everything; nothing for the writer.
+    complete_to: Option<watch::Receiver<Instant>>,
     follower: OnceLock<FollowState>,
     poison: Arc<Poison>,
 }
@@ -197,7 +197,7 @@ impl Archive {
             dictionaries,
             is_trained,
             shape: watch::channel(shape).1,
-            seen: None,
+            complete_to: None,
             follower: OnceLock::new(),
             poison,
         };
