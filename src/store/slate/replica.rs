@@ -403,3 +403,6 @@ impl<'a> Tries<'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;
