@@ -243,6 +243,18 @@ pub fn parse_log(key: &[u8]) -> Option<(Sequence, u16)> {
     (row > 0).then_some((sequence, row))
 }
 
+/// The sequence at which a key stands in the log, whatever key it is.
+#[must_use]
+pub fn log_position(key: &[u8]) -> Sequence {
+    let mut sequence = [0; size_of::<Sequence>()];
+    let given = key.iter().skip(1);
+    sequence
+        .iter_mut()
+        .zip(given)
+        .for_each(|(byte, given)| *byte = *given);
+    Sequence::from_be_bytes(sequence)
+}
+
 /// The key of an id.
 #[must_use]
 pub fn hash(id: &ContentHash) -> Vec<u8> {
@@ -584,6 +596,19 @@ mod tests {
         assert_eq!(prefix_end(b"a"), b"b");
         assert_eq!(prefix_end(&[1, 0xff, 0xff]), [2]);
         assert_eq!(log_range(5, Sequence::MAX).end, [TABLE_LOG + 1]);
+    }
+
+    #[test]
+    fn every_key_stands_somewhere_in_the_log() {
+        for key in [
+            log(0x0102),
+            log_row(0x0102, 3),
+            [log(0x0102), vec![0]].concat(),
+        ] {
+            assert_eq!(log_position(&key), 0x0102, "{key:?}");
+        }
+        assert_eq!(log_position(&[TABLE_LOG]), 0);
+        assert_eq!(log_position(&[TABLE_LOG, 1, 2]), 0x0102 << 48);
     }
 
     fn time() -> impl Strategy<Value = Option<Timestamp>> {

@@ -15,7 +15,10 @@ use crate::record::Content;
 use crate::store::{Direction, Scan};
 
 /// Rows of an index that are read at a time.
-const INDEX_ROWS: usize = 4096;
+pub(super) const INDEX_ROWS: usize = 4096;
+
+/// What a row of an index takes, most of them. An engine that reads ahead takes it for its measure.
+pub(super) const INDEX_ROW_BYTES: usize = 96;
 
 /// Rows of one source that are read at least when many are merged.
 const MERGE_ROWS_MIN: usize = 8;
@@ -94,14 +97,26 @@ impl Archive {
         }
     }
 
+    /// Sequences are dense, so what is wanted is in a range of as many, and no engine looks beyond it.
     pub(super) async fn log_candidates(
         &self,
         (first, last): (Sequence, Sequence),
         direction: Direction,
         count: usize,
     ) -> Result<Candidates> {
+        let others = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
+        let (first_read, last_read, far_end) = match direction {
+            Direction::Ascending => {
+                let far_end = first.saturating_add(others).min(last);
+                (first, far_end, far_end)
+            }
+            Direction::Descending => {
+                let far_end = last.saturating_sub(others).max(first);
+                (far_end, last, far_end)
+            }
+        };
         let scan = Scan {
-            range: key::log_range(first, last),
+            range: key::log_range(first_read, last_read),
             direction,
             rows_max: count,
             bytes_max: self.inner.limits.group_bytes_max,
@@ -126,11 +141,15 @@ impl Archive {
                 candidate.head = Some(row.value);
             }
         }
-        let seen = found.last().map(|candidate| candidate.position);
+        let seen = if chunk.exhausted {
+            Some((SortTime::UNDATED, far_end))
+        } else {
+            found.last().map(|candidate| candidate.position)
+        };
         Ok(Candidates {
             list: found,
             seen,
-            exhausted: chunk.exhausted,
+            exhausted: chunk.exhausted && (first_read, last_read) == (first, last),
         })
     }
 
@@ -140,10 +159,7 @@ impl Archive {
         direction: Direction,
         count: usize,
     ) -> Result<Candidates> {
-        let scan = Scan {
-            rows_max: count,
-            ..self.index_scan(range, direction)
-        };
+        let scan = index_scan(range, direction, count);
         let chunk = self.scan_one(scan).await?;
         let sequences = chunk
             .rows
@@ -176,10 +192,7 @@ impl Archive {
         let rows_max = (2 * count / prefixes.len().max(1)).clamp(MERGE_ROWS_MIN, count);
         let scan = |prefix: &Vec<u8>| {
             let range = time_range(prefix, &query.selector, direction, cursor.after);
-            Scan {
-                rows_max,
-                ..self.index_scan(range, direction)
-            }
+            index_scan(range, direction, rows_max)
         };
         let scans = prefixes.iter().map(scan).collect();
         let chunks = self.reader().scan_many(scans).await?;
@@ -254,7 +267,7 @@ impl Archive {
         let scan = Scan {
             rows_max: limit + 1,
             bytes_max: usize::MAX,
-            ..self.index_scan(key::prefix_range(prefix), Direction::Ascending)
+            ..index_scan(key::prefix_range(prefix), Direction::Ascending, 0)
         };
         let chunk = self.scan_one(scan).await?;
         if chunk.rows.len() > limit {
@@ -269,15 +282,15 @@ impl Archive {
             .filter_map(|row| key::parse_sequence(&row.key))
             .collect())
     }
+}
 
-    pub(super) fn index_scan(&self, range: Range<Vec<u8>>, direction: Direction) -> Scan {
-        let bytes_max = self.inner.limits.group_bytes_max;
-        Scan {
-            range,
-            direction,
-            rows_max: INDEX_ROWS,
-            bytes_max,
-        }
+/// A scan of an index, of so many rows at most.
+pub(super) fn index_scan(range: Range<Vec<u8>>, direction: Direction, rows_max: usize) -> Scan {
+    Scan {
+        range,
+        direction,
+        rows_max,
+        bytes_max: rows_max.saturating_mul(INDEX_ROW_BYTES),
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::candidates::{INDEX_ROWS, index_scan};
 use super::commit::ON_THEIR_WAY_MAX;
 use super::reader::advance;
 use super::{Archive, Role};
@@ -296,7 +297,7 @@ impl Archive {
         let mut columns = Columns::default();
         let mut range = key::prefix_range(&[TABLE_DATE]);
         loop {
-            let scan = self.index_scan(range.clone(), Direction::Ascending);
+            let scan = index_scan(range.clone(), Direction::Ascending, INDEX_ROWS);
             let chunk = self.scan_one(scan).await?;
             // A row can be there before its batch is durable, but only so many are on their way.
             let ahead = ON_THEIR_WAY_MAX + self.inner.limits.group_articles_max;

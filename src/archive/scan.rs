@@ -10,7 +10,9 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use super::Archive;
-use super::candidates::{Candidate, Plan, Position, time_prefixes, time_range};
+use super::candidates::{
+    Candidate, INDEX_ROWS, Plan, Position, index_scan, time_prefixes, time_range,
+};
 use super::read::StoredArticle;
 use super::reader::{FETCH_RECORDS, advance};
 use super::selector::{Order, Query, Selector};
@@ -26,6 +28,11 @@ const ARTICLE_OVERHEAD_BYTES: usize = 256;
 
 /// What a deletion takes in a message: its id, its reason of at most 1024 bytes, and numbers.
 const SMALL_BYTES: usize = 1280;
+
+/// Records that a page reads at once, once it is known how large they are. Few requests to far storage
+/// make a page then, and not much is read that has no room.
+const FETCH_RECORDS_MIN: usize = 8;
+const FETCH_RECORDS_MAX: usize = 256;
 
 /// How much of each article is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +70,9 @@ pub struct Page {
 pub struct Room {
     budget: PageBudget,
     is_empty: bool,
+    /// What the articles took that were let in.
+    taken_count: usize,
+    taken_bytes: usize,
 }
 
 impl Room {
@@ -72,7 +82,21 @@ impl Room {
         Self {
             budget: *budget,
             is_empty: true,
+            taken_count: 0,
+            taken_bytes: 0,
         }
+    }
+
+    /// How many records to read next: as many as have room if they are like those before, and one that
+    /// tells that there are more.
+    fn fetch_count(&self) -> usize {
+        let by_bytes = match self.taken_bytes.checked_div(self.taken_count) {
+            Some(mean) => self.budget.bytes_max / mean.max(1) + 1,
+            None if self.is_empty => FETCH_RECORDS,
+            None => FETCH_RECORDS_MAX,
+        };
+        let count = by_bytes.min(self.budget.articles_max.saturating_add(1));
+        count.clamp(FETCH_RECORDS_MIN, FETCH_RECORDS_MAX)
     }
 
     /// Makes room for an article, or says that there is none. The first one always fits.
@@ -86,6 +110,8 @@ impl Room {
             return false;
         }
         self.is_empty = false;
+        self.taken_count += 1;
+        self.taken_bytes += bytes;
         self.budget.articles_max -= 1;
         self.budget.bytes_max = self.budget.bytes_max.saturating_sub(bytes);
         true
@@ -157,9 +183,8 @@ impl Archive {
         let mut articles = Vec::new();
         let mut examined = 0;
         let next = 'page: loop {
-            let candidates = self
-                .candidates(&plan, query, &cursor, FETCH_RECORDS)
-                .await?;
+            let count = room.fetch_count();
+            let candidates = self.candidates(&plan, query, &cursor, count).await?;
             let heads = self.heads(&candidates.list).await?;
             for (candidate, head) in candidates.list.iter().zip(heads) {
                 if room.is_full() || examined == self.inner.limits.page_examined_max {
@@ -251,7 +276,7 @@ impl Archive {
         let mut count = 0;
         loop {
             let chunk = self
-                .scan_one(self.index_scan(range.clone(), Direction::Ascending))
+                .scan_one(index_scan(range.clone(), Direction::Ascending, INDEX_ROWS))
                 .await?;
             let sequences = chunk
                 .rows

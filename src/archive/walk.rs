@@ -5,14 +5,18 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::candidates::index_scan;
 use super::reader::{advance, short_answer};
 use crate::error::{Error, Reason, Result};
 use crate::key::{self, Sequence};
 use crate::record::{self, Dictionaries, Record};
-use crate::store::{Direction, Row, Scan, Store};
+use crate::store::{Chunk, Direction, Row, Scan, Store};
 
-/// Rows and bytes that one step of a walk reads.
-const STEP_ROWS_MAX: usize = 256;
+/// Rows of an index that one step of a walk reads.
+const STEP_INDEX_ROWS: usize = 1024;
+
+/// Records, and bytes of them, that one step of a walk of the log reads.
+const STEP_RECORDS: u64 = 256;
 const STEP_BYTES_MAX: usize = 1024 * 1024;
 
 /// What may be made up for after a stall.
@@ -72,7 +76,20 @@ impl Pace {
 pub(super) struct TableWalk<'a> {
     store: &'a dyn Store,
     range: Range<Vec<u8>>,
+    steps: Steps,
     done: bool,
+}
+
+/// How far a step goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Steps {
+    /// Some rows of an index.
+    Rows,
+    /// Some sequences of the log. An engine that reads ahead in many tables at once is kept from
+    /// looking into those that hold only what comes later.
+    Sequences,
+    /// The next rows of the log wherever they are: where a step was, there were none.
+    Anywhere,
 }
 
 impl<'a> TableWalk<'a> {
@@ -80,8 +97,42 @@ impl<'a> TableWalk<'a> {
         Self {
             store,
             range,
+            steps: Steps::Rows,
             done: false,
         }
+    }
+
+    /// The next chunk to read.
+    fn scan(&self) -> Scan {
+        if self.steps == Steps::Rows {
+            return index_scan(self.range.clone(), Direction::Ascending, STEP_INDEX_ROWS);
+        }
+        let mut range = self.range.clone();
+        if self.steps == Steps::Sequences {
+            let first = key::log_position(&range.start);
+            let last = first.saturating_add(STEP_RECORDS - 1);
+            range.end = range.end.min(key::log_range(first, last).end);
+        }
+        Scan {
+            range,
+            direction: Direction::Ascending,
+            rows_max: usize::try_from(STEP_RECORDS).unwrap_or(usize::MAX),
+            bytes_max: STEP_BYTES_MAX,
+        }
+    }
+
+    /// Goes on behind what was read.
+    fn go_on(&mut self, read_to: Vec<u8>, chunk: &Chunk) {
+        if !chunk.exhausted || read_to == self.range.end {
+            self.done = !advance(&mut self.range, chunk);
+        } else {
+            self.range.start = read_to;
+        }
+        self.steps = match self.steps {
+            Steps::Rows => Steps::Rows,
+            Steps::Sequences | Steps::Anywhere if chunk.rows.is_empty() => Steps::Anywhere,
+            Steps::Sequences | Steps::Anywhere => Steps::Sequences,
+        };
     }
 
     /// The next rows in order; none at the end.
@@ -89,15 +140,11 @@ impl<'a> TableWalk<'a> {
         if self.done {
             return Ok(None);
         }
-        let scan = Scan {
-            range: self.range.clone(),
-            direction: Direction::Ascending,
-            rows_max: STEP_ROWS_MAX,
-            bytes_max: STEP_BYTES_MAX,
-        };
+        let scan = self.scan();
+        let read_to = scan.range.end.clone();
         let chunk = self.store.scan_many(vec![scan]).await?.pop();
         let chunk = chunk.ok_or_else(short_answer)?;
-        self.done = !advance(&mut self.range, &chunk);
+        self.go_on(read_to, &chunk);
         let bytes = chunk.rows.iter().map(|row| row.key.len() + row.value.len());
         pace.take(bytes.sum()).await;
         Ok(Some(chunk.rows))
@@ -175,10 +222,9 @@ impl<'a> LogWalk<'a> {
     }
 
     fn over(store: &'a dyn Store, range: Range<Vec<u8>>) -> Self {
-        Self {
-            rows: TableWalk::new(store, range),
-            open: None,
-        }
+        let mut rows = TableWalk::new(store, range);
+        rows.steps = Steps::Sequences;
+        Self { rows, open: None }
     }
 
     /// The next records in order; none at the end.
@@ -205,5 +251,48 @@ impl<'a> LogWalk<'a> {
             }
         }
         Ok(Some(step))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Batch, Durability, MemoryStore};
+
+    #[tokio::test]
+    async fn a_walk_of_the_log_passes_over_holes_and_meets_every_row() -> Result<()> {
+        let far = Sequence::MAX - 1;
+        let strays = [
+            vec![key::TABLE_LOG, 0],
+            [key::log(2), vec![0]].concat(),
+            [key::log(5 * STEP_RECORDS), vec![9; 40]].concat(),
+            [key::log(Sequence::MAX), vec![1]].concat(),
+        ];
+        let records = [1, 2, 300, 5 * STEP_RECORDS, 40 * STEP_RECORDS, far];
+        let mut batch = Batch::new();
+        for key in &strays {
+            batch.put(key.clone(), vec![1]);
+        }
+        for sequence in records {
+            for row in [0, 1] {
+                batch.put(key::log_row(sequence, row), vec![0; 2]);
+            }
+        }
+        batch.put(vec![key::TABLE_LOG + 1], vec![3]);
+        let store = MemoryStore::new();
+        store.write(batch, Durability::Synced).await?;
+
+        let mut pace = Pace::new(0);
+        let mut walk = LogWalk::to(&store, Sequence::MAX);
+        let (mut found, mut met, mut steps) = (Vec::new(), Vec::new(), 0);
+        while let Some(step) = walk.next(&mut pace).await? {
+            found.extend(step.records.iter().map(|record| record.sequence));
+            met.extend(step.strays.iter().map(|row| row.key.to_vec()));
+            steps += 1;
+        }
+        assert_eq!(found, records);
+        assert_eq!(met, strays);
+        assert!(steps < 30, "{steps} steps, which is one for each hole");
+        Ok(())
     }
 }

@@ -25,6 +25,7 @@ mod scan;
 mod settings;
 mod sight;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
@@ -32,7 +33,6 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use slatedb::config::ReadOptions;
 use slatedb::manifest::SsTableView;
 use slatedb::{CloseReason, Db, DbReadOps, DbSnapshot, ErrorKind, WriteBatch, WriteHandle};
 
@@ -257,12 +257,15 @@ async fn get_all<R: DbReadOps + Sync>(
     reader: &R,
     keys: Vec<Vec<u8>>,
 ) -> Result<Vec<Option<Bytes>>> {
-    let options = &ReadOptions::default();
-    let reads = keys
+    let reads = scan::together(keys.clone())
         .into_iter()
-        .map(|key| async move { reader.get_with_options(key, options).await });
-    let values = stream::iter(reads).buffered(READS_MAX);
-    values.try_collect().await.map_err(read_failed)
+        .map(|keys| scan::values(reader, keys));
+    let mut found = HashMap::with_capacity(keys.len());
+    let mut parts = stream::iter(reads).buffer_unordered(READS_MAX);
+    while let Some(part) = parts.try_next().await? {
+        found.extend(part);
+    }
+    Ok(keys.iter().map(|key| found.get(key).cloned()).collect())
 }
 
 async fn scan_all<R: DbReadOps + Sync>(reader: &R, scans: Vec<Scan>) -> Result<Vec<Chunk>> {

@@ -28,6 +28,7 @@ pub async fn conformance(engine: Engine) -> TestResult {
     several_scans_answer_in_order(&*store).await?;
     batches_are_seen_whole(&store).await?;
     buffered_rows_are_seen_and_last(&*store).await?;
+    reads_find_keys_side_by_side(&*store).await?;
     assert!(store.stats().await.is_ok());
     nothing_works_after_close(&*store).await
 }
@@ -67,6 +68,45 @@ async fn reads_keep_the_order_of_the_keys(store: &dyn Store) -> TestResult {
     let values = store.get_many(keys.map(bytes).into()).await?;
     let expected = [Some("2"), None, Some("1"), Some("2"), Some("")];
     assert_eq!(values, expected.map(|value| value.map(Bytes::from)));
+    Ok(())
+}
+
+/// Keys that count up, of which some are missing, some were removed, and some have much between them.
+async fn reads_find_keys_side_by_side(store: &dyn Store) -> TestResult {
+    let key = |number: u64| [b"n".as_slice(), &number.to_be_bytes()].concat();
+    let stored = |number: u64| number % 5 != 3 && number != 20;
+    for numbers in [0..30, 30..60, 65_530..65_540] {
+        let mut batch = Batch::new();
+        for number in numbers.filter(|number| stored(*number)) {
+            batch.put(key(number), number.to_string().into_bytes());
+            let parts = if number == 41 { 8 } else { 1 };
+            for part in 0..parts {
+                batch.put([key(number), vec![0, part]].concat(), vec![part; 60_000]);
+            }
+        }
+        batch.put(key(20), b"removed".to_vec());
+        batch.remove(key(20));
+        store.write(batch, Synced).await?;
+    }
+    let runs = [
+        (0..60).collect::<Vec<u64>>(),
+        (0..60).rev().collect(),
+        (0..60).step_by(7).collect(),
+        vec![40, 41, 42, 43, 41, 42],
+        (65_525..65_545).chain([2, 1, 0]).collect(),
+        vec![20, 23, 28, 33],
+    ];
+    for run in runs {
+        let values = store
+            .get_many(run.iter().copied().map(key).collect())
+            .await?;
+        let is_there =
+            |number: u64| stored(number) && (number < 60 || (65_530..65_540).contains(&number));
+        let expected = run
+            .iter()
+            .map(|number| is_there(*number).then(|| Bytes::from(number.to_string())));
+        assert_eq!(values, expected.collect::<Vec<_>>(), "{run:?}");
+    }
     Ok(())
 }
 
