@@ -416,6 +416,13 @@ pub mod meta {
         named(b"moved")
     }
 
+    /// How many batches repairs have written, so that whoever follows the archive notices each: the log
+    /// tells nothing of what they change in other tables.
+    #[must_use]
+    pub fn mends() -> Vec<u8> {
+        named(b"mends")
+    }
+
     /// How the last scrub went.
     #[must_use]
     pub fn scrub() -> Vec<u8> {
@@ -521,6 +528,7 @@ mod tests {
         assert_eq!(meta::restoring(), b"mrestoring");
         assert_eq!(meta::migrating(), b"mmigrating");
         assert_eq!(meta::moved(), b"mmoved");
+        assert_eq!(meta::mends(), b"mmends");
         assert_eq!(meta::scrub(), b"mscrub");
         assert_eq!(meta::dictionary(40_000, 1), b"mdictionary/40000/1");
         assert_eq!(hex(&quarantine(0x0102, 3)), "7100000000000001020003");

@@ -34,6 +34,7 @@ mod verify;
 mod walk;
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -49,7 +50,6 @@ pub use self::limits::Limits;
 use self::open::{Opened, Purpose, Shape};
 pub use self::read::{Lookup, Missing, Source, SourcePage, Stats, StoredArticle};
 pub use self::replica::Role;
-use self::replica::Seen;
 pub use self::scan::{Page, PageBudget, Room, View};
 pub use self::selector::{Order, Query, Selector, SelectorFields};
 pub use self::timeline::{Bucket, Timeline, TimelineQuery, TimelineSeries};
@@ -88,8 +88,8 @@ struct Inner {
     /// Whether articles that come are compressed with a dictionary.
     is_trained: watch::Receiver<bool>,
     shape: watch::Receiver<Shape>,
-    /// What a replica saw last; nothing for the writer.
-    seen: Option<watch::Receiver<Seen>>,
+    /// The moment up to which a replica shows everything; nothing for the writer.
+    complete_to: Option<watch::Receiver<Instant>>,
     follower: OnceLock<FollowState>,
     poison: Arc<Poison>,
 }
@@ -197,7 +197,7 @@ impl Archive {
             dictionaries,
             is_trained,
             shape: watch::channel(shape).1,
-            seen: None,
+            complete_to: None,
             follower: OnceLock::new(),
             poison,
         };
@@ -212,8 +212,10 @@ impl Archive {
     /// Whether the archive still takes writes.
     ///
     /// # Errors
-    /// `WritesStopped` after a failed write, `ShuttingDown` after close, `NotTheWriter` on a replica.
+    /// `WriterReplaced` if another process has taken the archive over, `WritesStopped` after a failed
+    /// write, `ShuttingDown` after close, `NotTheWriter` on a replica.
     pub fn check_writes(&self) -> Result<()> {
+        self.check_not_replaced()?;
         self.inner.poison.check()?;
         if self.role() == Role::Replica {
             return Err(replica::not_the_writer(None));
@@ -316,6 +318,15 @@ impl Archive {
         self.check_writer().await?;
         let sent = self.inner.queue.send(job).await;
         sent.map_err(|_| writer_ended())
+    }
+
+    /// Whether this process may go on using the archive.
+    ///
+    /// # Errors
+    /// `WriterReplaced` if another process has taken it over; `StoreFailed` if a replica can follow it
+    /// no more, or the engine broke down; `ShuttingDown` after close.
+    pub fn check_not_replaced(&self) -> Result<()> {
+        self.inner.store.check_not_replaced()
     }
 
     /// Completes when another process has taken the archive over, or a replica can follow it no more,

@@ -44,8 +44,9 @@ pub(super) struct Shape {
 pub(super) struct Found {
     /// The last sequence given.
     pub(super) last: Sequence,
-    pub(super) totals: Totals,
     pub(super) shape: Shape,
+    /// How many batches repairs have written; none if there was no repair, or the count was damaged.
+    pub(super) mends: Option<u64>,
 }
 
 /// An archive that was found as it has to be.
@@ -109,9 +110,10 @@ pub(super) async fn look(store: &dyn Store) -> Result<Found> {
         meta::next_sequence(),
         meta::totals(),
         meta::near_copies(),
+        meta::mends(),
     ];
     let values = store.get_many(keys).await?;
-    let [format, next, totals, near] = values.as_slice() else {
+    let [format, next, totals, near, mends] = values.as_slice() else {
         return Err(short_answer());
     };
     let Some(format) = format else {
@@ -121,14 +123,18 @@ pub(super) async fn look(store: &dyn Store) -> Result<Found> {
     let format = known_format(format)?;
     let next = next.as_ref().ok_or_else(|| lost("next sequence"))?;
     let near = near.as_ref().map(|near| record::decode_near_copies(near));
+    // Whoever asks for them reads them again.
+    Totals::decode(totals.as_ref().ok_or_else(|| lost("totals"))?)?;
     Ok(Found {
         last: record::decode_sequence(next)?.saturating_sub(1),
-        totals: Totals::decode(totals.as_ref().ok_or_else(|| lost("totals"))?)?,
         // Without a word on it they are just being written.
         shape: Shape {
             near: near.transpose()?.unwrap_or(NearCopies::Off),
             format,
         },
+        mends: mends
+            .as_ref()
+            .and_then(|mends| record::decode_sequence(mends).ok()),
     })
 }
 

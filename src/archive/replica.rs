@@ -24,7 +24,7 @@ use crate::error::{Error, Reason, Result};
 use crate::key::meta::{self, DICTIONARY_COPIES};
 use crate::key::{self, IndexFacts, Sequence};
 use crate::metrics::Metrics;
-use crate::record::{self, Dictionaries, Digest, Totals};
+use crate::record::{self, Dictionaries, Digest};
 use crate::store::{Direction, Look, Poison, Scan, Store};
 
 /// How often figures that fit each other are looked for, while the archive moves on.
@@ -37,14 +37,6 @@ pub enum Role {
     Writer,
     /// It reads what another process writes.
     Replica,
-}
-
-/// What a replica saw when it looked last.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    /// Everything that was durable then can be read.
-    complete_to: Instant,
-    totals: Totals,
 }
 
 impl Archive {
@@ -64,17 +56,14 @@ impl Archive {
         let found = open::look(&*store).await?;
         let (committed, published) = watch::channel(found.last);
         let (shape, shape_seen) = watch::channel(found.shape);
-        let seen = Seen {
-            complete_to: look.complete_to,
-            totals: found.totals,
-        };
-        let (seen, seen_last) = watch::channel(seen);
+        let (complete, complete_to) = watch::channel(look.complete_to);
         let mut follower = Follower {
             store: Arc::clone(&store),
             looks,
             committed,
             shape,
-            seen,
+            complete,
+            mends: found.mends,
             digests: Arc::new(Digests::default()),
             dictionaries: Dictionaries::default(),
             known: BTreeSet::new(),
@@ -103,7 +92,7 @@ impl Archive {
             dictionaries,
             is_trained: watch::channel(false).1,
             shape: shape_seen,
-            seen: Some(seen_last),
+            complete_to: Some(complete_to),
             follower: OnceLock::new(),
             poison: Arc::new(Poison::default()),
         };
@@ -118,7 +107,7 @@ impl Archive {
     /// What this process does with the archive.
     #[must_use]
     pub fn role(&self) -> Role {
-        match self.inner.seen {
+        match self.inner.complete_to {
             Some(_) => Role::Replica,
             None => Role::Writer,
         }
@@ -128,8 +117,8 @@ impl Archive {
     /// knows that it shows everything that was durable then. Nothing for the writer.
     #[must_use]
     pub fn staleness(&self) -> Option<Duration> {
-        let seen = self.inner.seen.as_ref()?;
-        Some(seen.borrow().complete_to.elapsed())
+        let complete_to = self.inner.complete_to.as_ref()?;
+        Some(complete_to.borrow().elapsed())
     }
 
     /// What the process calls itself that writes the archive which a replica follows; nothing if none
@@ -236,7 +225,10 @@ struct Follower {
     looks: watch::Receiver<Look>,
     committed: watch::Sender<Sequence>,
     shape: watch::Sender<Shape>,
-    seen: watch::Sender<Seen>,
+    /// Everything that was durable at this moment can be read.
+    complete: watch::Sender<Instant>,
+    /// How many batches repairs had written.
+    mends: Option<u64>,
     digests: Arc<Digests>,
     dictionaries: Dictionaries,
     /// The rows of dictionaries that were read.
@@ -269,18 +261,14 @@ impl Follower {
         self.take_dictionaries().await?;
         let is_other = |shape: &mut Shape| std::mem::replace(shape, found.shape) != found.shape;
         let has_changed = self.shape.send_if_modified(is_other);
-        let totals = self.seen.borrow().totals;
-        let is_mended = found.last == *self.committed.borrow() && found.totals != totals;
+        let is_mended = std::mem::replace(&mut self.mends, found.mends) != found.mends;
         if has_changed || is_mended {
             // Table `d` was changed by more than what the log tells of.
             self.digests.forget();
         }
         self.committed
             .send_if_modified(|last| std::mem::replace(last, found.last.max(*last)) < found.last);
-        self.seen.send_replace(Seen {
-            complete_to: look.complete_to,
-            totals: found.totals,
-        });
+        self.complete.send_replace(look.complete_to);
         Ok(())
     }
 

@@ -180,8 +180,13 @@ pub(super) async fn run(
     store_options.objects.name = address.to_string();
     let index = search_place(&locator, &store_options);
     // On the heap, as all that goes on meanwhile is in one future.
-    let opened = Box::pin(open_archive(&args, &locator, store_options)).await?;
-    let (archive, guard) = opened;
+    let mut opening = Box::pin(open_archive(&args, &locator, store_options));
+    let opened = tokio::select! {
+        // Only a standby may be at this for long.
+        () = &mut stop, if args.standby => return Ok(Outcome::Done),
+        opened = &mut opening => opened,
+    };
+    let (archive, guard) = opened?;
     let files_max = raise_file_limit();
     let (search, search_guard) = open_search(args.search, &archive, index)?.unzip();
     let stopping = CancellationToken::new();
@@ -294,7 +299,16 @@ async fn open_archive(
         let store = store::open_replica(locator, &options).await?;
         return Archive::open_replica(store, limits).await;
     }
-    let store = store::open(locator, options).await?;
+    let store = loop {
+        match store::open(locator, options.clone()).await {
+            // The writer was only slow, and gave a sign after all.
+            Err(error) if args.standby && error.reason() == Reason::ArchiveLocked => {
+                tracing::info!(%error, "waiting on");
+                store::wait_for_turn(locator, &options).await?;
+            }
+            opened => break opened?,
+        }
+    };
     match args.near_copies {
         None => Archive::open(store, limits).await,
         Some(Switch::On) => Archive::open_with(store, limits, NearCopies::On).await,

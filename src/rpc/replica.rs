@@ -40,11 +40,12 @@ pub(super) async fn reach(asked: u64, deadline: Option<Instant>, shared: &Shared
 }
 
 /// Whether a server should get requests: one that writes if it takes writes, a replica if it is not
-/// too far behind.
+/// too far behind. One whose archive was moved does: it answers all reads.
 ///
 /// # Errors
-/// `WritesStopped`, `ShuttingDown`; `ReplicaBehind` with how far.
+/// `WriterReplaced`, `StoreFailed`, `WritesStopped`, `ShuttingDown`; `ReplicaBehind` with how far.
 pub(super) fn check_serves(archive: &Archive, staleness_max: Duration) -> Result<()> {
+    archive.check_not_replaced()?;
     match archive.staleness() {
         None => archive.check_writes(),
         Some(staleness) if staleness <= staleness_max => Ok(()),

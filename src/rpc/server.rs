@@ -2,6 +2,7 @@
 //! environment and no signals.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -307,12 +308,18 @@ async fn follow<T>(reload: Option<Reload<T>>) {
 }
 
 /// Looks whether the archive takes writes, or is a replica that is fresh enough, and says so to whoever
-/// asks for its health. A writer that takes none does not before it is opened again.
+/// asks for its health. A writer that takes none does not before it is opened again. That another process
+/// has taken the archive over is told at once.
 async fn watch_archive(archive: &Archive, staleness_max: Duration, health: &HealthReporter) {
     let mut interval = tokio::time::interval(HEALTH_INTERVAL);
     let mut is_serving = true;
+    let mut replaced = pin!(archive.replaced());
+    let mut is_replaced = false;
     loop {
-        interval.tick().await;
+        tokio::select! {
+            _ = interval.tick() => {}
+            _ = &mut replaced, if !is_replaced => is_replaced = true,
+        }
         let checked = check_serves(archive, staleness_max);
         if checked.is_ok() == is_serving {
             continue;

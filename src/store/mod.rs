@@ -303,6 +303,15 @@ pub trait Store: fmt::Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Whether this process may go on using what it has open.
+    ///
+    /// # Errors
+    /// That of [`replaced`](Self::replaced) from the moment on at which that completes; `StoreFailed` if
+    /// the engine broke down.
+    fn check_not_replaced(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Completes when another process has taken the archive over, or a replica can follow it no more,
     /// with what to tell of it; never for an engine that this cannot happen to.
     async fn replaced(&self) -> Error {
@@ -457,7 +466,8 @@ pub async fn open(locator: &Locator, options: StoreOptions) -> Result<Arc<dyn St
     }
 }
 
-/// Checks that a folder holds an archive, or nothing that one would be mixed up with.
+/// Checks that a folder holds an archive, or nothing that one would be mixed up with. What is in object
+/// storage is looked at whenever it is opened.
 ///
 /// # Errors
 /// `FileFailed` if it holds something else.

@@ -33,13 +33,13 @@ use std::time::Instant;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use object_store::path::Path;
 use slatedb::manifest::SsTableView;
 use slatedb::{CloseReason, Db, DbReadOps, DbSnapshot, ErrorKind, WriteBatch, WriteHandle};
 
-use self::lease::{Held, Lease};
+use self::lease::Held;
+use self::place::Place;
 pub use self::replica::SlateReplica;
-use self::requests::{Counted, Counts};
+use self::requests::Counts;
 use super::{
     Batch, Change, Chunk, Commit, Durability, Objects, Poison, Scan, Store, StoreOptions,
     StoreStats, closed,
@@ -82,17 +82,23 @@ impl SlateStore {
     ///
     /// # Errors
     /// `StorageUnfit` if the storage would lose articles; `ArchiveLocked` if another process has the
-    /// archive open; `StoreFailed` if the storage cannot be reached; `ArchiveDamaged`.
+    /// archive open; `FileFailed` if something else is there; `StoreFailed` if the storage cannot be
+    /// reached; `ArchiveDamaged`.
     pub async fn open(place: &Objects, options: &StoreOptions) -> Result<Self> {
         let started = Instant::now();
-        let name = place.to_string();
-        let storage = place::open(place, &options.objects)?;
-        let (storage, counts) = Counted::new(storage);
-        let prefix = Path::from(place.prefix.as_str());
-        let lease = Lease::new(storage.clone(), &prefix, name.clone(), &options.objects)?;
-        lease.check().await?;
+        let place = Place::open(place, &options.objects)?;
+        place.lease.check().await?;
+        place.check_place().await?;
+        let Place {
+            name,
+            prefix,
+            database,
+            storage,
+            counts,
+            lease,
+        } = place;
         let probed = probe::run(&*storage, &prefix, &name).await?;
-        let db = Db::builder(prefix.join("db"), storage)
+        let db = Db::builder(database, storage)
             .with_settings(settings::settings(&options.objects, probed))
             .with_sst_block_size(settings::BLOCK)
             .with_filter_policies(scan::filters())
@@ -131,10 +137,7 @@ impl SlateStore {
     /// # Errors
     /// `StoreFailed` if the storage cannot be reached at first.
     pub async fn wait_for_turn(place: &Objects, options: &StoreOptions) -> Result<()> {
-        let storage = place::open(place, &options.objects)?;
-        let prefix = Path::from(place.prefix.as_str());
-        let lease = Lease::new(storage, &prefix, place.to_string(), &options.objects)?;
-        lease.wait().await
+        Place::open(place, &options.objects)?.lease.wait().await
     }
 
     fn db(&self) -> Result<Db> {
@@ -193,6 +196,17 @@ impl Store for SlateStore {
             let durable = handle.await_durable().await.map_err(write_failed);
             durable.inspect_err(|error| poison.set(error))
         }))
+    }
+
+    fn check_not_replaced(&self) -> Result<()> {
+        match self.db()?.status().close_reason {
+            None | Some(CloseReason::Clean) => Ok(()),
+            Some(CloseReason::Fenced) => Err(replaced_error()),
+            Some(_) => {
+                let what = "the engine broke down; start this server again";
+                Err(Error::new(Reason::StoreFailed, what))
+            }
+        }
     }
 
     async fn replaced(&self) -> Error {

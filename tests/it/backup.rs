@@ -707,7 +707,7 @@ fn file_names(folder: &Path) -> Vec<String> {
 }
 
 /// Runs `pressmark restore` and returns what it prints.
-fn restore(backup: &Path, archive: &Path) -> String {
+pub fn restore(backup: &Path, archive: &Path) -> String {
     let mut command = crate::cli::program();
     let command = command.arg("--archive").arg(archive);
     let output = command.arg("restore").arg(backup).output().unwrap();

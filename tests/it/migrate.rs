@@ -20,11 +20,14 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::Code;
+use tonic_health::pb::health_check_response::ServingStatus;
 
 use crate::backup::{bytes_from, check_same_articles, remove_record};
 use crate::cli::{Ran, Scratch, program};
 use crate::dictionary::{limits, put_worded};
+use crate::guard::get;
 use crate::load::{rounds, seed};
+use crate::operator::{health, of_service};
 use crate::server::{ServerProcess, articles, check, check_folder, message};
 use crate::support::{
     Engine, TestArchive, TestResult, articles_max, bucket_in, fields, noise, small_cache, time,
@@ -463,7 +466,9 @@ async fn a_server_is_followed_until_it_stops_and_no_put_is_lost() -> TestResult 
 async fn a_switch_under_load_loses_no_put() -> TestResult {
     let scratch = Scratch::new();
     let (folder, to) = (scratch.path("archive"), bucket_in(&scratch.path("")));
-    let server = ServerProcess::start_with(&folder, &["--search", "off"]);
+    let flags = ["--search", "off", "--http-listen", "127.0.0.1:0"];
+    let mut server = ServerProcess::start_with(&folder, &flags);
+    let http = server.figures_address();
     let load = Load::start(&server.address, 4);
     load.more(300).await;
     let running = Running::start(migrate(&["--switch", &server.address, &to.to_string()]));
@@ -492,7 +497,13 @@ async fn a_switch_under_load_loses_no_put() -> TestResult {
         ..proto::GetArticleRequest::default()
     };
     client.get_article(request).await?;
-    drop(client);
+    // So it is as well as before.
+    let mut health = health(&server.address).await;
+    let told = health.check(of_service("")).await?.into_inner();
+    assert_eq!(told.status(), ServingStatus::Serving);
+    let ready = get(&http, "/readyz").await;
+    assert!(ready.starts_with("HTTP/1.1 200"), "{ready}");
+    drop((client, health));
 
     let place = to.to_string();
     let flags = [SOON.as_slice(), &["--search", "off"]].concat();
@@ -668,6 +679,11 @@ async fn what_does_not_belong_together_is_refused() -> TestResult {
     fails(&[&from, &other], &[&other, "another archive", "1 records"]);
     scratch.run_on("other", &["list"]).exits(0);
     fails(&[&from, &scratch.text("files")], &["files", "no archive"]);
+    let objects = bucket_in(&scratch.path("files")).to_string();
+    std::fs::create_dir(scratch.path("files/bucket"))?;
+    scratch.write("files/bucket/holiday.jpg", "");
+    let parts = [&objects, "holiday.jpg", "no archive", "name an empty place"];
+    fails(&[&from, &objects], &parts);
     fails(&[&from, &from], &["is where the archive is"]);
     fails(&[&from, "http://127.0.0.1:1"], &["is a server"]);
     fails(&[&from, "memory:"], &["memory:"]);

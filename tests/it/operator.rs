@@ -3,12 +3,17 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pressmark::archive::Limits;
+use bytes::Bytes;
+use pressmark::archive::{Archive, Limits};
+use pressmark::error::{Error, Reason};
 use pressmark::rpc::{ServeOptions, proto};
-use pressmark::store::MemoryStore;
-use tokio::sync::mpsc;
+use pressmark::store::{
+    Batch, Chunk, Durability, Look, MemoryStore, Scan, Store, StoreStats, open_replica,
+};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -21,7 +26,8 @@ use crate::desk::{Desk, signed};
 use crate::faulty::{Fails, Fault, FaultyStore};
 use crate::guard::get;
 use crate::limits::within;
-use crate::server::{ServerProcess, TestServer, check_folder, import_request, message};
+use crate::server::{ServerProcess, TestServer, check, check_folder, import_request, message};
+use crate::support::{Engine, bucket_in, small_cache};
 
 /// Every service that tells how it is, the whole server first.
 const SERVICES: [&str; 3] = [
@@ -36,12 +42,12 @@ fn put(number: usize) -> proto::PutArticleRequest {
     }
 }
 
-async fn health(address: &str) -> HealthClient<Channel> {
+pub async fn health(address: &str) -> HealthClient<Channel> {
     let channel = Channel::from_shared(address.to_owned()).unwrap();
     HealthClient::new(channel.connect().await.unwrap())
 }
 
-fn of_service(service: &str) -> HealthCheckRequest {
+pub fn of_service(service: &str) -> HealthCheckRequest {
     HealthCheckRequest {
         service: service.to_owned(),
     }
@@ -83,7 +89,6 @@ async fn a_failed_write_is_told_by_health_readiness_and_figures() {
     let store = FaultyStore::on(&empty, Fails::Write(2, Fault::Lost)).await;
     let options = ServeOptions::default();
     let server = TestServer::serve_on(store, Limits::default(), false, options).await;
-    let mut health = health(&server.address).await;
     let mut articles = server.articles().await;
     articles.put_article(put(1)).await.unwrap();
     assert!(
@@ -101,25 +106,148 @@ async fn a_failed_write_is_told_by_health_readiness_and_figures() {
             .await
             .starts_with("HTTP/1.1 200")
     );
-    for service in SERVICES {
-        let mut watch = health
-            .watch(of_service(service))
-            .await
-            .unwrap()
-            .into_inner();
-        let turned = async {
-            while watch.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
-        };
-        within(turned).await;
-    }
+    turns(&server.address).await;
     let figures = get(&server.http_address, "/metrics").await;
     assert!(
         figures.contains("\npressmark_takes_writes 0\n"),
         "{figures}"
     );
-    drop((health, articles));
+    drop(articles);
     // An archive that cannot write cannot be closed in good order.
     server.end().await.unwrap_err();
+}
+
+/// Waits until each service of a server says that it does not serve.
+async fn turns(address: &str) {
+    let mut health = health(address).await;
+    for service in SERVICES {
+        let watch = health.watch(of_service(service)).await.unwrap();
+        let mut watch = watch.into_inner();
+        let turned = async {
+            while watch.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {}
+        };
+        within(turned).await;
+    }
+}
+
+/// Checks that a server is as ready as a status says, with a text that has a part.
+async fn check_ready(http: &str, status: u16, part: &str) {
+    let answer = get(http, "/readyz").await;
+    let line = format!("HTTP/1.1 {status} ");
+    assert!(
+        answer.starts_with(&line) && answer.contains(part),
+        "{answer}"
+    );
+}
+
+/// One that is used in a program of its own, which does not end it for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_replaced_does_not_serve() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let store = Engine::Slate.open(folder.path()).await.unwrap();
+    let options = ServeOptions::default();
+    let server = TestServer::serve_on(store, Limits::default(), false, options).await;
+    let mut articles = server.articles().await;
+    articles.put_article(put(1)).await.unwrap();
+    check_ready(&server.http_address, 200, "serves").await;
+    // As if it had not given a sign of life for a while.
+    std::fs::remove_file(folder.path().join("bucket/writer")).unwrap();
+    let next = Engine::Slate.open(folder.path()).await.unwrap();
+    let (next, guard) = Archive::open(next, Limits::default()).await.unwrap();
+    turns(&server.address).await;
+    check_ready(&server.http_address, 503, "taken the archive over").await;
+    let status = articles.put_article(put(2)).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    drop(articles);
+    // It wrote nothing that could be lost.
+    server.end().await.unwrap();
+    assert_eq!(next.committed(), 1);
+    check(&next).await;
+    guard.close().await.unwrap();
+}
+
+/// A replica, and whether it can follow no more.
+#[derive(Debug)]
+struct Leaving {
+    replica: Arc<dyn Store>,
+    has_left: watch::Sender<bool>,
+}
+
+impl Leaving {
+    fn error() -> Error {
+        Error::new(Reason::StoreFailed, "it is not followed any more")
+    }
+}
+
+#[async_trait::async_trait]
+impl Store for Leaving {
+    fn engine(&self) -> &'static str {
+        self.replica.engine()
+    }
+
+    async fn get_many(&self, keys: Vec<Vec<u8>>) -> Result<Vec<Option<Bytes>>, Error> {
+        self.replica.get_many(keys).await
+    }
+
+    async fn scan_many(&self, scans: Vec<Scan>) -> Result<Vec<Chunk>, Error> {
+        self.replica.scan_many(scans).await
+    }
+
+    async fn write(&self, batch: Batch, durability: Durability) -> Result<(), Error> {
+        self.replica.write(batch, durability).await
+    }
+
+    fn looks(&self) -> Option<watch::Receiver<Look>> {
+        self.replica.looks()
+    }
+
+    fn check_not_replaced(&self) -> Result<(), Error> {
+        if *self.has_left.borrow() {
+            return Err(Self::error());
+        }
+        Ok(())
+    }
+
+    async fn replaced(&self) -> Error {
+        let mut has_left = self.has_left.subscribe();
+        has_left.wait_for(|has_left| *has_left).await.unwrap();
+        Self::error()
+    }
+
+    async fn stats(&self) -> Result<StoreStats, Error> {
+        self.replica.stats().await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.replica.close().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_can_follow_no_more_does_not_serve() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let writer = Engine::Slate.open(folder.path()).await.unwrap();
+    let (writer, writer_guard) = Archive::open(writer, Limits::default()).await.unwrap();
+    let place = bucket_in(folder.path());
+    let replica = open_replica(&place, &small_cache()).await.unwrap();
+    let (has_left, _) = watch::channel(false);
+    let store = Arc::new(Leaving {
+        replica,
+        has_left: has_left.clone(),
+    });
+    let opened = Archive::open_replica(store, Limits::default()).await;
+    let mut options = ServeOptions::default();
+    // That it is behind is told as well, and is not what is meant here.
+    options.limits.staleness_max = Duration::from_secs(3600);
+    let server = TestServer::serve_archive(opened.unwrap(), false, options).await;
+    check_ready(&server.http_address, 200, "serves").await;
+    has_left.send_replace(true);
+    check_ready(&server.http_address, 503, "not followed any more").await;
+    turns(&server.address).await;
+    // What it has is read all the same.
+    server.finish().await;
+    check(&writer).await;
+    writer_guard.close().await.unwrap();
 }
 
 /// The names of all figures that a server prints, as queries call them.

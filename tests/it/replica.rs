@@ -14,7 +14,7 @@ use pressmark::archive::{
 };
 use pressmark::article::{Article, ArticleFields};
 use pressmark::error::{Error, Reason, Result};
-use pressmark::key::meta;
+use pressmark::key::{self, IndexFacts, TABLE_DATE, meta};
 use pressmark::store::{self, Batch, Change, Chunk, Durability, Locator, Scan, Store, StoreStats};
 use tempfile::TempDir;
 
@@ -24,6 +24,7 @@ use crate::store::{batch, get};
 use crate::support::{
     TestResult, articles_max, bucket_in, check_error, fields, prepared, small_cache, time,
 };
+use crate::verify::write_to;
 
 /// A store that is written by a writer and read by a replica of it.
 #[derive(Debug)]
@@ -385,6 +386,58 @@ async fn a_replica_writes_nothing() -> TestResult {
     let writer = open_writer(folder.path(), Limits::default()).await?;
     whole(&writer.0).await?;
     Ok(writer.1.close().await?)
+}
+
+/// A repair changes rows of which the log tells nothing, or something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_repair_mends_is_followed() -> TestResult {
+    let folder = TempDir::new()?;
+    let store = store::open(&bucket_in(folder.path()), small_cache()).await?;
+    let pair = Pair {
+        writer: Archive::open(Arc::clone(&store), Limits::default()).await?,
+        replica: open_replica(folder.path()).await?,
+        folder,
+    };
+    let all: Vec<ArticleFields> = (0..30).map(fields).collect();
+    pair.put(all[..20].to_vec()).await?;
+    // A row that is gone before the replica reads them all into memory.
+    let of_third = crate::support::article(2);
+    let facts = IndexFacts::of(&of_third, of_third.id(), NearCopies::On);
+    let row = facts.rows(3).into_iter().find(|row| row[0] == TABLE_DATE);
+    write_to(&*store, [Change::Remove(row.unwrap())]).await;
+    pair.put([fields(20)]).await?;
+    let replica = &pair.replica.0;
+    within(replica.committed_to(21)).await?;
+    let timeline = || TimelineQuery {
+        selector: Selector::new(SelectorFields::default(), replica.limits()).unwrap(),
+        bucket: Bucket::Year,
+        by_source: false,
+    };
+    let counted = async || {
+        let timeline = replica.timeline(&timeline()).await.unwrap();
+        let counts = timeline.series[0].counts.iter();
+        counts.map(|(_, count)| count).sum::<u64>()
+    };
+    assert_eq!(counted().await, 20);
+    // The figures are the same, and so is the last sequence.
+    let counts = pair.writer.0.mend(time(5)).await?;
+    assert_eq!((counts.added_count, counts.quarantined_count), (1, 0));
+    pair.put([fields(21)]).await?;
+    pair.check(&all[..22]).await?;
+    assert_eq!(counted().await, 22);
+    // One that is set aside while others come.
+    write_to(&*store, [Change::Put(key::log(6), b"damage".into())]).await;
+    let counts = pair.writer.0.mend(time(5)).await?;
+    assert_eq!(counts.quarantined_count, 1);
+    pair.put(all[22..].to_vec()).await?;
+    pair.check(&all).await?;
+    assert_eq!(counted().await, 29);
+    // And healed.
+    pair.put([fields(5)]).await?;
+    pair.check(&all).await?;
+    assert_eq!(counted().await, 30);
+    pair.finish().await?;
+    Ok(())
 }
 
 fn put_id(n: u32) -> pressmark::article::ContentHash {

@@ -16,12 +16,16 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_types::StatusExt;
 
+use crate::backup::restore;
 use crate::cli::{Ran, program};
 use crate::desk::reason;
 use crate::guard::get;
 use crate::limits::within;
+use crate::migrate::log_at;
+use crate::operator::{health, of_service};
 use crate::server::{ServerProcess, admin, articles, id_of, import_request, message};
 use crate::slate::check_place;
 use crate::support::{TestResult, bucket_in, small_cache};
@@ -340,6 +344,57 @@ async fn a_replica_searches_with_an_index_of_its_own() -> TestResult {
     check_place(&place, small_cache(), &ids).await
 }
 
+/// A backup can follow a replica, which spares the server that writes the reading.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_follows_a_replica() -> TestResult {
+    let folder = TempDir::new()?;
+    let place = bucket_in(folder.path());
+    let text = place.to_string();
+    let backup = folder.path().join("backup");
+    let flags = ["--replica", "--backup-to", backup.to_str().unwrap()];
+    let writer = start(&text, &SOON, &[]);
+    let mut calls = articles(&writer.address).await;
+    let mut ids = Vec::new();
+    // The second one goes on where the first one was.
+    for numbers in [1..=40, 41..=60] {
+        let replica = start(&text, &SOON, &flags);
+        for number in numbers {
+            calls.put_article(put(number)).await?;
+            ids.push(id_of(number));
+        }
+        let delete = proto::DeleteArticleRequest {
+            id: ids.pop().unwrap().to_string(),
+            reason: "unwanted".into(),
+        };
+        let deleted = calls.delete_article(delete).await?.into_inner();
+        let last = deleted.sequence;
+        let mut admin = admin(&replica.address).await;
+        let arrived = async {
+            loop {
+                let stats = admin.get_stats(proto::GetStatsRequest {}).await.unwrap();
+                let stats = stats.into_inner();
+                assert_eq!(stats.backup_error, "");
+                if stats.backup_sequence >= Some(last) {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        within(arrived).await;
+        drop(admin);
+        assert!(replica.terminate());
+    }
+    drop(calls);
+    assert!(writer.terminate());
+    let restored = folder.path().join("restored");
+    restore(&backup, &restored);
+    let restored = Locator::Folder(restored);
+    check_place(&restored, small_cache(), &ids).await?;
+    let log = log_at(&restored, small_cache()).await?;
+    assert!(log == log_at(&place, small_cache()).await?, "all of it");
+    Ok(())
+}
+
 /// Puts articles one by one, each again until it is acknowledged, to whoever writes just now.
 pub struct Writing {
     task: JoinHandle<BTreeMap<u64, ContentHash>>,
@@ -527,6 +582,10 @@ pub async fn stop_the_writer(place: &Locator, options: StoreOptions, flags: &[&s
     let replica = start(&text, flags, &["--replica"]);
     let mut calls = articles(&old.address).await;
     calls.put_article(put(1)).await?;
+    let mut health = health(&old.address).await;
+    let mut watch = health.watch(of_service("")).await?.into_inner();
+    let told = within(watch.message()).await?.unwrap();
+    assert_eq!(told.status(), ServingStatus::Serving);
     old.pause();
     // It is on its way while nobody works on it.
     let mut stopped = calls.clone();
@@ -535,6 +594,8 @@ pub async fn stop_the_writer(place: &Locator, options: StoreOptions, flags: &[&s
     let mut new_calls = articles(&new.address).await;
     let third = new_calls.put_article(put(3)).await?.into_inner();
     old.go_on();
+    let told = within(watch.message()).await?.unwrap();
+    assert_eq!(told.status(), ServingStatus::NotServing, "before it ends");
     let refused = within(in_between).await?;
     refused.unwrap_err();
     for number in 4..8 {
@@ -548,7 +609,7 @@ pub async fn stop_the_writer(place: &Locator, options: StoreOptions, flags: &[&s
     let count = here.count_articles(request).await?.into_inner();
     assert_eq!(count.article_count(), 3);
     assert_eq!(info(&replica).await.writer, new.host_and_port());
-    drop((calls, new_calls, here));
+    drop((calls, new_calls, here, health, watch));
     assert_eq!(old.exit_code(), Some(2), "it ends by itself");
     let mut text = String::new();
     log.read_to_string(&mut text)?;

@@ -72,7 +72,16 @@ impl TestServer {
         is_searched: bool,
         options: ServeOptions,
     ) -> Self {
-        let (archive, guard) = Archive::open(store, limits).await.unwrap();
+        let opened = Archive::open(store, limits).await.unwrap();
+        Self::serve_archive(opened, is_searched, options).await
+    }
+
+    /// An archive that was opened otherwise.
+    pub async fn serve_archive(
+        (archive, guard): (Archive, Guard),
+        is_searched: bool,
+        options: ServeOptions,
+    ) -> Self {
         let search = is_searched.then(|| Search::open(archive.clone(), Place::Memory).unwrap());
         let (search, search_guard) = search.unzip();
         let services = Services {

@@ -107,10 +107,15 @@ impl<A: Apply> Repair<'_, A> {
         self.figures().await
     }
 
-    async fn apply(&mut self, mends: Vec<Mend>) -> Result<()> {
+    /// Makes changes, and counts that in the same batch.
+    async fn apply(&mut self, mut mends: Vec<Mend>) -> Result<()> {
         if mends.is_empty() {
             return Ok(());
         }
+        let before = self.reader.value(meta::mends()).await?;
+        let before = before.and_then(|before| record::decode_sequence(&before).ok());
+        let count = before.unwrap_or_default().wrapping_add(1);
+        mends.push(Mend::Put(meta::mends(), count.to_be_bytes().to_vec()));
         self.apply.apply(mends).await
     }
 

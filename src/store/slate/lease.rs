@@ -25,7 +25,7 @@ use super::super::ObjectOptions;
 use crate::error::{Error, Reason, Result};
 
 /// The name of the object.
-const OBJECT: &str = "writer";
+pub(super) const OBJECT: &str = "writer";
 
 /// How often a writer gives a sign in the time after which it is taken for gone.
 const BEATS_PER_LEASE: u32 = 3;

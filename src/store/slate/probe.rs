@@ -17,6 +17,9 @@ use object_store::{
 
 use crate::error::{Error, Reason, Result};
 
+/// What the names of all objects that are tried have behind the prefix.
+pub(super) const FOLDER: &str = "probe";
+
 /// How many create one object at once.
 const RACERS: u8 = 8;
 
@@ -34,7 +37,7 @@ pub(super) struct Probed {
 pub(super) async fn run(store: &dyn ObjectStore, prefix: &Path, place: &str) -> Result<Probed> {
     let probe = Probe {
         store,
-        folder: prefix.clone().join("probe").join(random_name()?),
+        folder: prefix.clone().join(FOLDER).join(random_name()?),
         place,
     };
     let result = probe.all().await;

@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::TryStreamExt;
 use object_store::ObjectStore;
 use object_store::path::Path;
 use slatedb::db_cache::DbCache;
@@ -31,9 +30,10 @@ use super::super::{
     closed,
 };
 use super::lease::Lease;
-use super::requests::{Counted, Counts};
+use super::place::Place;
+use super::requests::Counts;
 use super::sight::{Looks, Sight, Tail};
-use super::{CACHE_ID, get_all, open_failed, place, scan, scan_all, settings};
+use super::{CACHE_ID, get_all, open_failed, scan, scan_all, settings};
 use crate::error::{Error, Reason, Result};
 
 /// How often a call is read at most.
@@ -94,22 +94,26 @@ impl SlateReplica {
     /// `FileFailed` if there is no archive; `StoreFailed` if the storage cannot be reached;
     /// `ArchiveDamaged`.
     pub async fn open(place: &Objects, options: &StoreOptions) -> Result<Self> {
+        Self::at(Place::open(place, &options.objects)?, options).await
+    }
+
+    async fn at(place: Place, options: &StoreOptions) -> Result<Self> {
         let started = Instant::now();
-        let name = place.to_string();
-        let storage = place::open(place, &options.objects)?;
-        let (storage, counts) = Counted::new(storage);
-        let prefix = Path::from(place.prefix.as_str());
-        let lease = Lease::new(storage.clone(), &prefix, name.clone(), &options.objects)?;
-        let database = prefix.join("db");
-        let manifests = database.clone().join("manifest");
-        let first = storage.list(Some(&manifests)).try_next().await;
-        let first = first.map_err(|error| {
-            Error::new(Reason::StoreFailed, format!("cannot read from {name}")).with_source(error)
-        })?;
-        if first.is_none() {
-            let what = format!("no archive is at {name}; start the server that writes it first");
-            return Err(Error::new(Reason::FileFailed, what).with_resource(name));
+        if !place.has_archive().await? {
+            let what = format!(
+                "no archive is at {}; start the server that writes it first",
+                place.name
+            );
+            return Err(Error::new(Reason::FileFailed, what).with_resource(place.name));
         }
+        let Place {
+            name,
+            database,
+            storage,
+            counts,
+            lease,
+            ..
+        } = place;
         let storage = settings::with_copies(storage, &options.objects).await;
         let source = Arc::new(Source {
             storage: storage.map_err(|error| open_failed(&name, error))?,
@@ -239,6 +243,12 @@ impl Source {
         Err(Error::new(Reason::StoreFailed, what))
     }
 
+    fn lost(&self) -> Error {
+        let place = &self.place;
+        let what = format!("{place} cannot be followed any more; start this server again");
+        Error::new(Reason::StoreFailed, what).with_resource(place)
+    }
+
     fn refuse<T>(&self) -> Result<T> {
         let what = format!("{} is only read here", self.place);
         Err(Error::new(Reason::NotTheWriter, what))
@@ -295,13 +305,18 @@ impl Store for SlateReplica {
         self.lease.holder().await
     }
 
+    fn check_not_replaced(&self) -> Result<()> {
+        if *self.source.has_failed.borrow() {
+            return Err(self.source.lost());
+        }
+        Ok(())
+    }
+
     async fn replaced(&self) -> Error {
         let mut has_failed = self.source.has_failed.subscribe();
         // It cannot end while this is asked.
         let _ = has_failed.wait_for(|has_failed| *has_failed).await;
-        let place = &self.source.place;
-        let what = format!("{place} cannot be followed any more");
-        Error::new(Reason::StoreFailed, what).with_resource(place)
+        self.source.lost()
     }
 
     async fn stats(&self) -> Result<StoreStats> {
@@ -388,3 +403,6 @@ impl<'a> Tries<'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;
