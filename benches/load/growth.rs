@@ -9,6 +9,22 @@ use crate::{Bench, report, workload};
 /// Articles that are generated and imported at a time.
 const STEP: u64 = 100_000;
 
+/// Reads an archive that is there by date, right after a start and again.
+pub async fn scan(bench: &Bench) {
+    let (client, mut running) = bench.start_known().await;
+    for work in ["scan_after_start", "scan_again"] {
+        let mut figures = workload::scan_first(&running, &client).await;
+        let gets = client
+            .stats()
+            .await
+            .storage_requests
+            .map(|requests| requests.get_count());
+        figures["gets_since_start"] = json!(gets);
+        report(work, figures);
+    }
+    running.process.stop(Signal::TERM);
+}
+
 /// Imports articles until the archive has each of these sizes, in ascending order, and measures it
 /// there: the rate is that of the last step.
 pub async fn run(bench: &Bench, sizes: &[u64]) {
@@ -37,13 +53,13 @@ pub async fn run(bench: &Bench, sizes: &[u64]) {
         });
         let missing = workload::missing(&running, &ids).await;
         let get_any = workload::get_any(&running, &ids).await;
-        let scan = workload::scan_latest(&running, &client).await;
+        let scan = workload::scan_first(&running, &client).await;
         running.process.stop(Signal::TERM);
         (client, running) = bench.start_known().await;
         let stopped = running.open;
         let disk = bench.disk(&client, text_bytes, stored).await;
         let get_first = workload::get_any(&running, &ids).await;
-        let scan_first = workload::scan_latest(&running, &client).await;
+        let scan_first = workload::scan_first(&running, &client).await;
         running.process.kill();
         (client, running) = bench.start_known().await;
         report(

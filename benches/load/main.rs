@@ -56,7 +56,8 @@ struct Arguments {
     /// The program to start as the server [default: the one of this build].
     #[arg(long, global = true, default_value = env!("CARGO_BIN_EXE_pressmark"), hide_default_value = true)]
     program: PathBuf,
-    /// Where the server keeps its archive, which must be empty, instead of a folder in scratch.
+    /// Where the server keeps its archive, which must be empty for all but `scan`, instead of a folder in
+    /// scratch.
     #[arg(long, global = true)]
     archive: Option<PathBuf>,
     /// A flag of the server, such as `--flag=--s3-endpoint=http://127.0.0.1:7480`; may be repeated.
@@ -106,6 +107,8 @@ enum Task {
         )]
         sizes: Vec<u64>,
     },
+    /// An archive that is there already, by date for a minute.
+    Scan,
     /// The questions of a news desk: timelines, copies and searches, and how long the search index
     /// takes.
     Questions,
@@ -206,6 +209,9 @@ async fn main() {
         flags: arguments.flag,
     };
     conditions(&bench, arguments.articles);
+    if let Task::Scan = &command {
+        return growth::scan(&bench).await;
+    }
     if let Task::Growth { sizes } = &command {
         return growth::run(&bench, sizes).await;
     }
@@ -231,8 +237,11 @@ async fn main() {
         Task::Store => report("store", store::compare(&work, bench.folder.path()).await),
         Task::Questions => questions::run(&bench, &work).await,
         Task::Switches { rounds } => questions::switches(&bench, &work, rounds).await,
-        Task::Copies { .. } | Task::Growth { .. } | Task::Plot { .. } | Task::BareServer { .. } => {
-        }
+        Task::Copies { .. }
+        | Task::Growth { .. }
+        | Task::Scan
+        | Task::Plot { .. }
+        | Task::BareServer { .. } => {}
     }
 }
 

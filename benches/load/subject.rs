@@ -124,10 +124,10 @@ impl Pressmark {
 
     /// Reads articles with their text by date, all of them unless the time is over before. Returns how
     /// many and the bytes of their bodies.
-    pub async fn scan_for(&self, order: proto::ArticleOrder, time: Duration) -> (u64, u64) {
+    pub async fn scan_for(&self, time: Duration) -> (u64, u64) {
         let started = Instant::now();
         let request = proto::ScanArticlesRequest {
-            order: order.into(),
+            order: proto::ArticleOrder::PublishedAsc.into(),
             ..proto::ScanArticlesRequest::default()
         };
         let answers = self.client().scan_articles(request).await.unwrap();
@@ -217,7 +217,6 @@ impl Subject for Pressmark {
     }
 
     async fn scan(&self) -> (u64, u64) {
-        self.scan_for(proto::ArticleOrder::PublishedAsc, Duration::MAX)
-            .await
+        self.scan_for(Duration::MAX).await
     }
 }

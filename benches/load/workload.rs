@@ -25,7 +25,7 @@ const GETS_IN_FLIGHT: u64 = 64;
 const HOT_ARTICLES: usize = 2000;
 /// How long a loop that has no end of its own runs.
 const LOOP_TIME: Duration = Duration::from_secs(5);
-/// How long the latest articles are read.
+/// How long a large archive is read.
 const SCAN_TIME: Duration = Duration::from_secs(60);
 const SEED: u64 = 11;
 
@@ -217,10 +217,10 @@ pub async fn scan(running: &Running) -> Value {
     scanned(running, running.subject.scan()).await
 }
 
-/// Reads the latest articles by date, and as many others as there is time for.
-pub async fn scan_latest(running: &Running, client: &Pressmark) -> Value {
-    let order = proto::ArticleOrder::PublishedDesc;
-    scanned(running, client.scan_for(order, SCAN_TIME)).await
+/// Reads as many articles by date as there is time for. The first of them are mostly in the order of
+/// their arrival; behind the last that was imported so, all dates are scattered.
+pub async fn scan_first(running: &Running, client: &Pressmark) -> Value {
+    scanned(running, client.scan_for(SCAN_TIME)).await
 }
 
 async fn scanned(running: &Running, scan: impl Future<Output = (u64, u64)>) -> Value {
