@@ -80,8 +80,11 @@ impl Archive {
         let selector = &query.selector;
         match plan {
             Plan::Log => {
-                let sequences = sequence_bounds(selector, cursor, direction);
-                self.log_candidates(sequences, direction, count).await
+                let (first, last) = sequence_bounds(selector, cursor, direction);
+                // A token may say more, of another archive or of nobody's: there is no end of windows
+                // behind the log.
+                let last = last.min(self.committed());
+                self.log_candidates((first, last), direction, count).await
             }
             Plan::BySequence(prefix) => {
                 let (first, last) = sequence_bounds(selector, cursor, direction);
@@ -370,4 +373,35 @@ pub(super) fn time_range(
         }
     }
     start..end
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::archive::Limits;
+    use crate::archive::selector::SelectorFields;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn a_place_far_behind_the_log_ends_a_query() -> Result<()> {
+        let limits = Limits::default();
+        let selector = Selector::new(SelectorFields::default(), &limits)?;
+        let (archive, guard) = Archive::open(Arc::new(MemoryStore::new()), limits).await?;
+        for direction in [Direction::Ascending, Direction::Descending] {
+            let query = Query {
+                selector: selector.clone(),
+                order: Order::Arrival(direction),
+            };
+            let cursor = Cursor {
+                as_of: Sequence::MAX,
+                after: None,
+            };
+            let found = archive.candidates(&Plan::Log, &query, &cursor, 64).await?;
+            assert!(found.list.is_empty() && found.exhausted, "{found:?}");
+        }
+        drop(archive);
+        guard.close().await
+    }
 }

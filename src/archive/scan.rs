@@ -35,7 +35,7 @@ const FETCH_RECORDS_MIN: usize = 8;
 const FETCH_RECORDS_MAX: usize = 256;
 
 /// What an article takes in a message, until some of the page are known.
-const ARTICLE_BYTES: usize = 2560;
+const ARTICLE_BYTES: usize = 4096;
 
 /// How much of each article is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
