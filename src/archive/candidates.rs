@@ -18,7 +18,7 @@ use crate::store::{Direction, Scan};
 pub(super) const INDEX_ROWS: usize = 4096;
 
 /// What a row of an index takes, most of them. An engine that reads ahead takes it for its measure.
-pub(super) const INDEX_ROW_BYTES: usize = 96;
+const INDEX_ROW_BYTES: usize = 96;
 
 /// Rows of one source that are read at least when many are merged.
 const MERGE_ROWS_MIN: usize = 8;
@@ -108,18 +108,18 @@ impl Archive {
         count: usize,
     ) -> Result<Candidates> {
         let others = u64::try_from(count.saturating_sub(1)).unwrap_or(u64::MAX);
-        let (first_read, last_read, far_end) = match direction {
+        let (window, far_end) = match direction {
             Direction::Ascending => {
                 let far_end = first.saturating_add(others).min(last);
-                (first, far_end, far_end)
+                ((first, far_end), far_end)
             }
             Direction::Descending => {
                 let far_end = last.saturating_sub(others).max(first);
-                (far_end, last, far_end)
+                ((far_end, last), far_end)
             }
         };
         let scan = Scan {
-            range: key::log_range(first_read, last_read),
+            range: key::log_range(window.0, window.1),
             direction,
             rows_max: count,
             bytes_max: self.inner.limits.group_bytes_max,
@@ -152,7 +152,7 @@ impl Archive {
         Ok(Candidates {
             list: found,
             seen,
-            exhausted: chunk.exhausted && (first_read, last_read) == (first, last),
+            exhausted: chunk.exhausted && window == (first, last),
         })
     }
 
@@ -268,9 +268,10 @@ impl Archive {
     async fn sequences_under(&self, prefix: &[u8], field: &str) -> Result<Vec<Sequence>> {
         let limit = self.inner.limits.sorted_articles_max;
         let scan = Scan {
+            range: key::prefix_range(prefix),
+            direction: Direction::Ascending,
             rows_max: limit + 1,
             bytes_max: usize::MAX,
-            ..index_scan(key::prefix_range(prefix), Direction::Ascending, 0)
         };
         let chunk = self.scan_one(scan).await?;
         if chunk.rows.len() > limit {

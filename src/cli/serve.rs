@@ -179,14 +179,12 @@ pub(super) async fn run(
     options.page = http_address.is_some() && args.web.page();
     store_options.objects.name = address.to_string();
     let index = search_place(&locator, &store_options);
-    // On the heap, as all that goes on meanwhile is in one future.
-    let mut opening = Box::pin(open_archive(&args, &locator, store_options));
-    let opened = tokio::select! {
+    let (archive, guard) = tokio::select! {
         // Only a standby may be at this for long.
         () = &mut stop, if args.standby => return Ok(Outcome::Done),
-        opened = &mut opening => opened,
+        // On the heap, as all that goes on meanwhile is in one future.
+        opened = Box::pin(open_archive(&args, &locator, store_options)) => opened?,
     };
-    let (archive, guard) = opened?;
     let files_max = raise_file_limit();
     let (search, search_guard) = open_search(args.search, &archive, index)?.unzip();
     let stopping = CancellationToken::new();

@@ -45,16 +45,16 @@ pub(super) async fn reach(asked: u64, deadline: Option<Instant>, shared: &Shared
 /// # Errors
 /// `WriterReplaced`, `StoreFailed`, `WritesStopped`, `ShuttingDown`; `ReplicaBehind` with how far.
 pub(super) fn check_serves(archive: &Archive, staleness_max: Duration) -> Result<()> {
+    let Some(staleness) = archive.staleness() else {
+        return archive.check_writes();
+    };
     archive.check_not_replaced()?;
-    match archive.staleness() {
-        None => archive.check_writes(),
-        Some(staleness) if staleness <= staleness_max => Ok(()),
-        Some(staleness) => {
-            let what = format!(
-                "this replica may lack what was written in the last {staleness:.1?}, the limit is \
-                 {staleness_max:?}"
-            );
-            Err(Error::new(Reason::ReplicaBehind, what))
-        }
+    if staleness <= staleness_max {
+        return Ok(());
     }
+    let what = format!(
+        "this replica may lack what was written in the last {staleness:.1?}, the limit is \
+         {staleness_max:?}"
+    );
+    Err(Error::new(Reason::ReplicaBehind, what))
 }
